@@ -1,0 +1,293 @@
+//! Where tensors come from: mapped files, memory, or a formula.
+
+mod made;
+mod map;
+mod names;
+mod open;
+mod summary;
+mod write;
+
+pub use made::HostTensor;
+pub(crate) use map::map_file;
+pub use names::prefix;
+pub use summary::{Component, ComponentSummary, TensorInfo};
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use foveal_device::{DType, SharedBytes, Tensor};
+use safetensors::Dtype;
+
+use crate::{CheckpointError, Formula};
+pub(crate) use made::AlignedBytes;
+
+type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
+
+/// A model's tensors by their canonical names: `model.visual.*`, `model.language_model.*`, `lm_head.weight`. Nothing is
+/// read or made before it is asked for.
+pub struct WeightSource {
+    location: String,
+    entries: BTreeMap<String, Entry>,
+    total_bytes: u64,
+    taken: Mutex<Taken>,
+    progress: Option<Progress>,
+}
+
+/// One tensor, not yet looked at.
+struct Entry {
+    written_name: String,
+    file: Arc<str>,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    len_bytes: usize,
+    storage: Storage,
+}
+
+enum Storage {
+    Shared { owner: SharedBytes, range: Range<usize> },
+    Formula(Formula),
+}
+
+/// What has been asked for so far.
+#[derive(Default)]
+struct Taken {
+    /// Handed out; shared again while somebody holds it, so that a tied head costs nothing.
+    tensors: HashMap<String, Weak<Tensor>>,
+    /// Known and not needed.
+    skipped: BTreeSet<String>,
+    bytes: u64,
+}
+
+impl WeightSource {
+    fn new(location: String) -> Self {
+        Self { location, entries: BTreeMap::new(), total_bytes: 0, taken: Mutex::default(), progress: None }
+    }
+
+    fn insert(&mut self, entry: Entry) -> Result<(), CheckpointError> {
+        let name = names::canonical(&entry.written_name);
+        if let Some(first) = self.entries.get(&name) {
+            return Err(CheckpointError::DuplicateTensor {
+                tensor: name,
+                first: format!("{} ({})", first.file, first.written_name),
+                second: format!("{} ({})", entry.file, entry.written_name),
+            });
+        }
+        self.total_bytes = self.total_bytes.saturating_add(entry.len_bytes as u64);
+        self.entries.insert(name, entry);
+        Ok(())
+    }
+
+    /// Calls `on_progress(done_bytes, total_bytes)` each time a tensor is taken for the first time: for a progress bar
+    /// while a model packs its weights. `total_bytes` counts all tensors, also those of parts that are not loaded.
+    #[must_use]
+    pub fn with_progress(mut self, on_progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Box::new(on_progress));
+        self
+    }
+
+    /// Where the weights come from, as errors say it.
+    #[must_use]
+    pub fn location(&self) -> &str {
+        &self.location
+    }
+
+    /// Whether there is a tensor of this canonical name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The names below `prefix`, for a part that loads itself: `weights.at("model.visual.blocks.3")`.
+    #[must_use]
+    pub fn at(&self, prefix: &str) -> WeightScope<'_> {
+        WeightScope { source: self, prefix: prefix.to_owned() }
+    }
+
+    /// The tensor of this canonical name (f32, bf16 or f16), which must have this shape. A mapped tensor is a view of
+    /// the file; only one that begins at an odd byte is copied. Asking twice gives the same memory.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], [`CheckpointError::WrongShape`], [`CheckpointError::WrongDType`].
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
+        let entry = self.entry(name, shape)?;
+        let dtype = match entry.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            _ => return Err(entry.wrong_dtype("f32, bf16 or f16")),
+        };
+        self.take(name, entry, dtype)
+    }
+
+    /// The bytes of a tensor whose elements take one byte each (FP8, int8, packed 4-bit), as u8: for weight formats
+    /// that the reader decodes itself.
+    ///
+    /// # Errors
+    /// As [`WeightSource::get`].
+    pub fn get_bytes(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
+        let entry = self.entry(name, shape)?;
+        match entry.dtype.bitsize() {
+            8 => self.take(name, entry, DType::U8),
+            _ => Err(entry.wrong_dtype("elements of one byte")),
+        }
+    }
+
+    /// Marks a tensor as known and not needed, whether it is there or not: `lm_head.weight` beside a tied head, where
+    /// some checkpoints keep a copy of the embedding table that the reference implementation ignores too.
+    pub fn skip(&self, name: &str) {
+        self.taken().skipped.insert(name.to_owned());
+    }
+
+    /// Names every tensor under `prefixes` that nobody asked for. Call it when the parts of those prefixes are loaded;
+    /// [`prefix::ALL`] covers the whole checkpoint. Buffers that older tools saved beside the weights are ignored.
+    ///
+    /// # Errors
+    /// [`CheckpointError::SurplusTensors`].
+    pub fn finish(&self, prefixes: &[&str]) -> Result<(), CheckpointError> {
+        let taken = self.taken();
+        let is_surplus = |name: &str| {
+            prefixes.iter().any(|prefix| names::is_under(name, prefix))
+                && !names::is_buffer(name)
+                && !taken.tensors.contains_key(name)
+                && !taken.skipped.contains(name)
+        };
+        let surplus = self.entries.iter().filter(|(name, _)| is_surplus(name));
+        let tensors: Vec<_> = surplus.map(|(_, entry)| format!("{} ({})", entry.written_name, entry.file)).collect();
+        match tensors.is_empty() {
+            true => Ok(()),
+            false => Err(CheckpointError::SurplusTensors { location: self.location.clone(), tensors }),
+        }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, Taken> {
+        // A thread that panicked while it held the lock left whole entries: each change is one insertion.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, CheckpointError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Err(CheckpointError::MissingTensor {
+                tensor: name.to_owned(),
+                location: self.location.clone(),
+                expected: shape.to_vec(),
+            });
+        };
+        if entry.shape != shape {
+            return Err(CheckpointError::WrongShape {
+                file: entry.file.to_string(),
+                tensor: entry.written_name.clone(),
+                expected: shape.to_vec(),
+                got: entry.shape.clone(),
+            });
+        }
+        Ok(entry)
+    }
+
+    fn take(&self, name: &str, entry: &Entry, dtype: DType) -> Result<Arc<Tensor>, CheckpointError> {
+        if let Some(tensor) = self.taken().tensors.get(name).and_then(Weak::upgrade) {
+            return Ok(tensor);
+        }
+        let tensor = Arc::new(entry.tensor(dtype)?);
+        let done_bytes = {
+            let mut taken = self.taken();
+            if taken.tensors.insert(name.to_owned(), Arc::downgrade(&tensor)).is_none() {
+                taken.bytes += entry.len_bytes as u64;
+            }
+            taken.bytes
+        };
+        if let Some(on_progress) = &self.progress {
+            on_progress(done_bytes, self.total_bytes);
+        }
+        Ok(tensor)
+    }
+}
+
+impl fmt::Debug for WeightSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WeightSource({}: {} tensors, {} bytes)", self.location, self.entries.len(), self.total_bytes)
+    }
+}
+
+impl Entry {
+    fn tensor(&self, dtype: DType) -> Result<Tensor, CheckpointError> {
+        let device = |source| CheckpointError::Device { tensor: self.written_name.clone(), source };
+        match &self.storage {
+            Storage::Formula(formula) => {
+                let bytes = formula.bytes(&self.written_name, self.len_bytes / size_of::<u16>()).map_err(device)?;
+                Tensor::from_shared(Arc::new(bytes), 0..self.len_bytes, dtype, &self.shape).map_err(device)
+            }
+            Storage::Shared { owner, range } => {
+                let bytes = self.shared_bytes(owner, range);
+                if bytes.as_ptr().addr().is_multiple_of(dtype.size_bytes()) {
+                    return Tensor::from_shared(owner.clone(), range.clone(), dtype, &self.shape).map_err(device);
+                }
+                let copy = AlignedBytes::copy_of(bytes).map_err(device)?;
+                Tensor::from_shared(Arc::new(copy), 0..self.len_bytes, dtype, &self.shape).map_err(device)
+            }
+        }
+    }
+
+    fn shared_bytes<'a>(&self, owner: &'a SharedBytes, range: &Range<usize>) -> &'a [u8] {
+        // Checked against the length of the file when it was opened.
+        (**owner).as_ref().get(range.clone()).unwrap_or_default()
+    }
+
+    fn wrong_dtype(&self, expected: &'static str) -> CheckpointError {
+        CheckpointError::WrongDType {
+            file: self.file.to_string(),
+            tensor: self.written_name.clone(),
+            expected,
+            got: format!("{:?}", self.dtype),
+        }
+    }
+}
+
+/// The tensors below a prefix. Made by [`WeightSource::at`].
+#[derive(Clone, Debug)]
+pub struct WeightScope<'a> {
+    source: &'a WeightSource,
+    prefix: String,
+}
+
+impl<'a> WeightScope<'a> {
+    /// The names below `part` of this prefix.
+    #[must_use]
+    pub fn at(&self, part: &str) -> WeightScope<'a> {
+        WeightScope { source: self.source, prefix: self.full_name(part) }
+    }
+
+    /// The canonical name of a tensor below this prefix.
+    #[must_use]
+    pub fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// [`WeightSource::contains`] below this prefix.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.source.contains(&self.full_name(name))
+    }
+
+    /// [`WeightSource::get`] below this prefix.
+    ///
+    /// # Errors
+    /// As [`WeightSource::get`].
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
+        self.source.get(&self.full_name(name), shape)
+    }
+
+    /// [`WeightSource::get_bytes`] below this prefix.
+    ///
+    /// # Errors
+    /// As [`WeightSource::get_bytes`].
+    pub fn get_bytes(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
+        self.source.get_bytes(&self.full_name(name), shape)
+    }
+
+    /// [`WeightSource::skip`] below this prefix.
+    pub fn skip(&self, name: &str) {
+        self.source.skip(&self.full_name(name));
+    }
+}

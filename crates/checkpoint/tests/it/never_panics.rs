@@ -1,0 +1,171 @@
+//! Damaged files end in an error or in a sound result, never in a panic.
+
+use std::fs;
+
+use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource, prefix};
+use foveal_device::DType;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::support::{Counting, config_json, folder, index, parse, safetensors_bytes};
+
+/// A change to a file.
+#[derive(Clone, Debug)]
+enum Damage {
+    Flip(prop::sample::Index, u8),
+    Cut(prop::sample::Index),
+    Insert(prop::sample::Index, Vec<u8>),
+}
+
+impl Damage {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Flip(at, mask) if !bytes.is_empty() => {
+                let at = at.index(bytes.len());
+                bytes[at] ^= mask;
+            }
+            Self::Flip(..) => {}
+            Self::Cut(at) => bytes.truncate(at.index(bytes.len() + 1)),
+            Self::Insert(at, extra) => {
+                let at = at.index(bytes.len() + 1);
+                bytes.splice(at..at, extra.iter().copied());
+            }
+        }
+    }
+}
+
+fn damage() -> impl Strategy<Value = Vec<Damage>> {
+    let one = prop_oneof![
+        4 => (any::<prop::sample::Index>(), 1_u8..).prop_map(|(at, mask)| Damage::Flip(at, mask)),
+        1 => any::<prop::sample::Index>().prop_map(Damage::Cut),
+        1 => (any::<prop::sample::Index>(), prop::collection::vec(any::<u8>(), 1..9))
+            .prop_map(|(at, extra)| Damage::Insert(at, extra)),
+    ];
+    prop::collection::vec(one, 1..5)
+}
+
+fn damaged(bytes: &[u8], damage: &[Damage]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    damage.iter().for_each(|d| d.apply(&mut bytes));
+    bytes
+}
+
+/// Everything that one can do with a source.
+fn exercise(weights: &WeightSource) {
+    for tensor in weights.tensors() {
+        for taken in [weights.get(tensor.name, tensor.shape), weights.get_bytes(tensor.name, tensor.shape)] {
+            match taken {
+                Ok(taken) => assert_eq!(taken.len_bytes(), tensor.len_bytes),
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
+    let _ = weights.finish(&[prefix::ALL]);
+    assert_eq!(weights.summary().values().map(|part| part.len_bytes).sum::<u64>(), weights.total_bytes());
+}
+
+fn exercise_config(config: &ModelConfig) {
+    let _ = (config.text.kv_bytes_per_token(DType::F32), config.vision.patch_len(), config.vision.merged_size());
+    if let Ok(specs) = config.tensors() {
+        assert!(!specs.is_empty());
+        let _ = WeightSource::dummy(config, 1);
+    }
+}
+
+/// Paths of all values in a JSON document.
+fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
+    if let Value::Object(map) = value {
+        for (key, value) in map {
+            let path = format!("{at}/{key}");
+            pointers(value, &path, out);
+            out.push(path);
+        }
+    }
+}
+
+fn odd_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!(null)),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!("default")),
+        any::<i64>().prop_map(|n| json!(n)),
+        any::<u64>().prop_map(|n| json!(n)),
+        any::<f64>().prop_map(|x| json!(x)),
+        (0_u32..70_000).prop_map(|n| json!(n)),
+        prop::collection::vec(0_u64..100, 0..5).prop_map(|list| json!(list)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_weights(damage in damage()) {
+        let tensors = [Counting("visual.a", &[3, 2], 5), Counting("lm_head.weight", &[4], 9)];
+        let bytes = damaged(&safetensors_bytes(&tensors), &damage);
+        let dir = folder(&[("model.safetensors", &bytes)]);
+        match WeightSource::open(&ModelFolder::open(dir.path()).unwrap()) {
+            Ok(weights) => exercise(&weights),
+            Err(error) => prop_assert!(error.to_string().contains("model.safetensors")),
+        }
+    }
+
+    #[test]
+    fn damaged_index(damage in damage()) {
+        let shard = safetensors_bytes(&[Counting("a", &[3], 5), Counting("b", &[4], 9)]);
+        let bytes = damaged(&index(&[("a", "s.safetensors"), ("b", "s.safetensors")]), &damage);
+        let dir = folder(&[("s.safetensors", &shard), ("model.safetensors.index.json", &bytes)]);
+        match WeightSource::open(&ModelFolder::open(dir.path()).unwrap()) {
+            Ok(weights) => exercise(&weights),
+            Err(error) => prop_assert!(error.to_string().contains("model.safetensors.index.json")),
+        }
+    }
+
+    #[test]
+    fn damaged_config_bytes(family in prop::sample::select(&["tiny", "qwen2_vl", "qwen2_5_vl"][..]), damage in damage()) {
+        let bytes = damaged(&serde_json::to_vec(&config_json(family)).unwrap(), &damage);
+        match ModelConfig::from_json(&bytes, "config.json") {
+            Ok(config) => exercise_config(&config),
+            Err(error) => prop_assert!(error.to_string().contains("config.json")),
+        }
+    }
+
+    #[test]
+    fn odd_config_values(
+        family in prop::sample::select(&["tiny", "qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5"][..]),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), odd_value()), 1..4),
+    ) {
+        let mut config = config_json(family);
+        for (at, value) in changes {
+            let mut paths = Vec::new();
+            pointers(&config, "", &mut paths);
+            if !paths.is_empty() {
+                let path: &String = at.get(&paths);
+                *config.pointer_mut(path).unwrap() = value;
+            }
+        }
+        if let Ok(config) = parse(&config) {
+            exercise_config(&config);
+        }
+    }
+
+    #[test]
+    fn damaged_manifest_and_generation_config(damage in damage()) {
+        let manifest = json!({"seed": 3, "dtype": "bfloat16", "tensors": [
+            {"name": "a", "shape": [2, 3], "offset": 0.0, "scale": 0.5},
+            {"name": "b", "shape": [], "offset": 1.0, "scale": 0.25},
+        ]});
+        if let Ok(weights) = WeightSource::rebuilt(&damaged(&serde_json::to_vec(&manifest).unwrap(), &damage), "m") {
+            // A larger shape is a larger tensor: only what memory holds is made.
+            if weights.total_bytes() < 1 << 20 {
+                exercise(&weights);
+            }
+        }
+        let generation = damaged(br#"{"eos_token_id": [1, 2], "top_k": 20, "top_p": 0.8, "temperature": 0.7}"#, &damage);
+        let dir = folder(&[("generation_config.json", &generation)]);
+        let text = parse(&config_json("tiny")).unwrap().text;
+        let _ = GenerationConfig::load(&ModelFolder::open(dir.path()).unwrap(), &text);
+        fs::remove_file(dir.path().join("generation_config.json")).unwrap();
+    }
+}
