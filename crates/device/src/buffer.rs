@@ -4,8 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::DeviceError;
 
 /// Bytes that live as long as somebody holds them: a memory map, a lent pixel block. They must not move or change
@@ -28,32 +26,38 @@ pub fn allocated_bytes() -> u64 {
 }
 
 /// One cache line, and the widest vector register: what every owned buffer is aligned to.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+const ALIGN: usize = 64;
 
-/// Zeroed host memory aligned to 64 bytes.
+/// Zeroed host memory aligned to [`ALIGN`] bytes.
+///
+/// The allocator is asked for words of ordinary alignment, and the buffer begins at the first aligned byte of them: an
+/// allocation of larger alignment would be written with zeros and so be resident, while this one costs memory only where
+/// it is used. A KV cache and workspaces are made for the longest request.
 pub(crate) struct HostBytes {
-    lines: Vec<Line>,
+    words: Vec<u64>,
+    start: usize,
     len_bytes: usize,
 }
 
 impl HostBytes {
     pub(crate) fn zeroed(len_bytes: usize) -> Result<Self, DeviceError> {
-        let num_lines = len_bytes.div_ceil(size_of::<Line>());
-        let lines = bytemuck::allocation::try_zeroed_vec(num_lines)
-            .map_err(|()| DeviceError::OutOfMemory { len_bytes, device: "host" })?;
+        let out_of_memory = || DeviceError::OutOfMemory { len_bytes, device: "host" };
+        let padded = len_bytes.checked_add(ALIGN).ok_or_else(out_of_memory)?;
+        let words: Vec<u64> =
+            bytemuck::allocation::try_zeroed_vec(padded.div_ceil(size_of::<u64>())).map_err(|()| out_of_memory())?;
+        let start = words.as_ptr().cast::<u8>().align_offset(ALIGN);
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         ALLOCATED_BYTES.fetch_add(len_bytes as u64, Ordering::Relaxed);
-        Ok(Self { lines, len_bytes })
+        Ok(Self { words, start, len_bytes })
     }
 
     fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.lines).get(..self.len_bytes).unwrap_or_default()
+        bytemuck::cast_slice(&self.words).get(self.start..self.start + self.len_bytes).unwrap_or_default()
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.lines).get_mut(..self.len_bytes).unwrap_or_default()
+        let range = self.start..self.start + self.len_bytes;
+        bytemuck::cast_slice_mut(&mut self.words).get_mut(range).unwrap_or_default()
     }
 }
 
