@@ -1,0 +1,92 @@
+//! The nonlinearity of an MLP, plain or gated.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use foveal_device::{Stream, View, ViewMut};
+
+use crate::OpError;
+
+/// A nonlinearity; the names are HF's `hidden_act`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)` (`silu`)
+    Silu,
+    /// `x * Φ(x)` (`gelu`)
+    Gelu,
+    /// Its approximation by tanh (`gelu_pytorch_tanh`)
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)` (`quick_gelu`)
+    QuickGelu,
+}
+
+/// Operands of [`activate`].
+#[derive(Debug)]
+pub struct Activate<'a> {
+    /// `[n, i]`
+    pub x: View<'a>,
+    /// Which.
+    pub kind: Activation,
+    /// `[n, i]`
+    pub out: ViewMut<'a>,
+}
+
+/// Operands of [`gated`].
+#[derive(Debug)]
+pub struct Gated<'a> {
+    /// `[n, 2 * i]`: the gate, then the factor, as the stacked gate and up projections give them.
+    pub gate_up: View<'a>,
+    /// The gate's nonlinearity.
+    pub kind: Activation,
+    /// `[n, i]`
+    pub out: ViewMut<'a>,
+}
+
+/// `out = act(x)`: the plain MLP of a vision tower, and the patch merger.
+///
+/// # Equation
+/// `out[i] = act(x[i])`, with [`Activation`]'s formulas.
+///
+/// # Shapes
+/// `x`, `out`: `[n, i]`.
+///
+/// # Dtypes and layout
+/// Row-major and contiguous; f32, bf16 or f16, each of its own choice.
+///
+/// # Numerics
+/// Computed in float32 and rounded once, when stored. GELU by tanh is evaluated as `x * sigmoid(2 u)`, which is the same
+/// function; the exact GELU by the complementary error function, so that its negative tail keeps its precision. Against
+/// float64: 4e-6 relative plus 1e-6 for f32. A NaN stays a NaN.
+///
+/// # Source
+/// `activations.py` (`silu`, `gelu`, `gelu_pytorch_tanh`, `quick_gelu`), HF transformers 5.17; arXiv:1606.08415.
+///
+/// # Errors
+/// [`OpError`] when shapes or element types don't fit.
+pub fn activate(stream: &Stream, args: Activate<'_>) -> Result<(), OpError> {
+    cpu::activate(stream, args)
+}
+
+/// `out = act(gate) * up` (SwiGLU with [`Activation::Silu`]): the gated MLP of the decoder and of Qwen2.5-VL's tower.
+///
+/// # Equation
+/// `out[r, j] = act(gate_up[r, j]) * gate_up[r, i + j]`.
+///
+/// # Shapes
+/// `gate_up`: `[n, 2 * i]`; `out`: `[n, i]`.
+///
+/// # Dtypes and layout
+/// Row-major and contiguous; f32, bf16 or f16, each of its own choice.
+///
+/// # Numerics
+/// As [`activate`]; the product is made before the one rounding.
+///
+/// # Source
+/// `Qwen3VLTextMLP` in `models/qwen3_vl/modeling_qwen3_vl.py`, HF transformers 5.17; arXiv:2002.05202.
+///
+/// # Errors
+/// [`OpError`] when shapes or element types don't fit.
+pub fn gated(stream: &Stream, args: Gated<'_>) -> Result<(), OpError> {
+    cpu::gated(stream, args)
+}

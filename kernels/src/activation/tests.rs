@@ -1,0 +1,125 @@
+use foveal_device::{DType, Device, Tensor};
+use foveal_testkit::{assert_bitwise_equal, assert_close_at};
+use proptest::prelude::*;
+
+use super::{Activate, Activation, Gated, activate, gated};
+use crate::OpError;
+use crate::testing::{ACTIVATIONS, blamed, device_tests, load, load64, random, rtol, store, to_f32, zeros};
+
+device_tests!(
+    any_shape_and_type_is_the_equation,
+    the_ends_of_the_number_line,
+    gelu_keeps_its_precision_in_the_tail,
+    a_row_depends_on_itself_alone,
+    misfits_are_named,
+);
+
+const KINDS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu];
+
+/// `erf` by its series (Abramowitz and Stegun 7.1.6), for moderate inputs.
+fn erf(x: f64) -> f64 {
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    sum * (-x * x).exp() * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+/// The definitions, in float64.
+fn reference(kind: Activation, x: f64) -> f64 {
+    match kind {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+            0.5 * x * (1.0 + u.tanh())
+        }
+        Activation::QuickGelu => x / (1.0 + (-1.702 * x).exp()),
+    }
+}
+
+fn plain(device: &Device, x: &Tensor, kind: Activation, out: &mut Tensor) -> Result<(), OpError> {
+    activate(device.stream(), Activate { x: x.view(), kind, out: out.view_mut().unwrap() })
+}
+
+fn glu(device: &Device, gate_up: &Tensor, kind: Activation, out: &mut Tensor) -> Result<(), OpError> {
+    gated(device.stream(), Gated { gate_up: gate_up.view(), kind, out: out.view_mut().unwrap() })
+}
+
+fn any_shape_and_type_is_the_equation(device: &Device) {
+    let shapes = [(24, 1536), (1, 1), (5, 123), (0, 8), (3, 0), (1, 40_000)];
+    for ((n, i), dtype) in shapes.into_iter().flat_map(|shape| ACTIVATIONS.map(|dtype| (shape, dtype))) {
+        let gate_up = store(device, &crate::testing::values(1, n * 2 * i, 8.0), dtype, &[n, 2 * i]);
+        let inputs = load64(&gate_up);
+        for kind in KINDS {
+            let mut out = zeros(device, dtype, &[n, 2 * i]);
+            plain(device, &gate_up, kind, &mut out).unwrap();
+            let activated: Vec<f64> = inputs.iter().map(|&x| reference(kind, x)).collect();
+            assert_close_at(&load(&out), &to_f32(&activated), &[n, 2 * i], 1e-6, rtol(dtype));
+
+            let mut out = zeros(device, dtype, &[n, i]);
+            glu(device, &gate_up, kind, &mut out).unwrap();
+            let expected: Vec<f64> =
+                (0..n * i).map(|at| at / i * 2 * i + at % i).map(|gate| activated[gate] * inputs[gate + i]).collect();
+            assert_close_at(&load(&out), &to_f32(&expected), &[n, i], 1e-5, rtol(dtype));
+        }
+    }
+}
+
+fn the_ends_of_the_number_line(device: &Device) {
+    let ends = [0.0, -0.0, 1e-30, 100.0, 3e38, f32::INFINITY, -100.0, -1e30, -3e38, f32::NAN];
+    let x = store(device, &ends, DType::F32, &[1, ends.len()]);
+    for kind in KINDS {
+        let mut out = zeros(device, DType::F32, &[1, ends.len()]);
+        plain(device, &x, kind, &mut out).unwrap();
+        let out = load(&out);
+        assert_eq!(out[..2], [0.0, 0.0], "{kind:?}");
+        assert_eq!(out[2], 5e-31, "{kind:?}");
+        assert_eq!(out[3..6], ends[3..6], "{kind:?}");
+        assert!(out[6..9].iter().all(|x| x.abs() < 1e-30), "{kind:?}: {:?}", &out[6..9]);
+        assert!(out[9].is_nan(), "{kind:?}");
+    }
+}
+
+/// `Φ(x)` in the tail, from tables of the normal distribution to 12 digits.
+fn gelu_keeps_its_precision_in_the_tail(device: &Device) {
+    let tail = [(-3.0, 1.349_898_031_630e-3), (-4.0, 3.167_124_183_312e-5), (-5.0, 2.866_515_718_792e-7)];
+    let x = store(device, &tail.map(|(x, _)| x), DType::F32, &[1, 3]);
+    let mut out = zeros(device, DType::F32, &[1, 3]);
+    plain(device, &x, Activation::Gelu, &mut out).unwrap();
+    let expected = tail.map(|(x, phi): (f32, f64)| (f64::from(x) * phi) as f32);
+    assert_close_at(&load(&out), &expected, &[1, 3], 0.0, 1e-5);
+}
+
+fn a_row_depends_on_itself_alone(device: &Device) {
+    let kinds = prop::sample::select(KINDS.to_vec());
+    let dtypes = prop::sample::select(ACTIVATIONS.to_vec());
+    proptest!(ProptestConfig::with_cases(24), |(n in 1_usize..50, i in 1_usize..700, kind in kinds, dtype in dtypes, pick in 0_usize..50)| {
+        let row = pick % n;
+        let gate_up = random(device, 1, dtype, &[n, 2 * i]);
+        let alone = store(device, &load(&gate_up)[row * 2 * i..(row + 1) * 2 * i], dtype, &[1, 2 * i]);
+        let (mut out, mut out_alone) = (zeros(device, dtype, &[n, i]), zeros(device, dtype, &[1, i]));
+        glu(device, &gate_up, kind, &mut out).unwrap();
+        glu(device, &alone, kind, &mut out_alone).unwrap();
+        assert_bitwise_equal(&load(&out)[row * i..(row + 1) * i], &load(&out_alone));
+        let (mut out, mut out_alone) = (zeros(device, dtype, &[n, 2 * i]), zeros(device, dtype, &[1, 2 * i]));
+        plain(device, &gate_up, kind, &mut out).unwrap();
+        plain(device, &alone, kind, &mut out_alone).unwrap();
+        assert_bitwise_equal(&load(&out)[row * 2 * i..(row + 1) * 2 * i], &load(&out_alone));
+    });
+}
+
+fn misfits_are_named(device: &Device) {
+    let f32s = |dims: &[usize]| zeros(device, DType::F32, dims);
+    let ints = zeros(device, DType::I32, &[2, 6]);
+    let kind = Activation::Silu;
+    assert_eq!(blamed(plain(device, &f32s(&[2, 6]), kind, &mut f32s(&[2, 3]))), "out");
+    assert_eq!(blamed(plain(device, &f32s(&[12]), kind, &mut f32s(&[12]))), "x");
+    assert_eq!(blamed(plain(device, &ints, kind, &mut f32s(&[2, 6]))), "x");
+    assert_eq!(blamed(plain(device, &f32s(&[2, 6]), kind, &mut zeros(device, DType::I32, &[2, 6]))), "out");
+    assert_eq!(blamed(glu(device, &f32s(&[2, 5]), kind, &mut f32s(&[2, 3]))), "gate_up");
+    assert_eq!(blamed(glu(device, &f32s(&[3, 6]), kind, &mut f32s(&[2, 3]))), "gate_up");
+    assert_eq!(blamed(glu(device, &ints, kind, &mut f32s(&[2, 3]))), "gate_up");
+    assert_eq!(blamed(glu(device, &f32s(&[2, 6]), kind, &mut f32s(&[6]))), "out");
+}

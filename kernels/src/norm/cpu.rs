@@ -1,0 +1,126 @@
+//! The CPU implementation.
+
+use std::borrow::Cow;
+
+use foveal_device::{DType, Stream, View, ViewMut};
+
+use super::{AddNorm, NormKind, RowAdd};
+use crate::OpError;
+use crate::check::Op;
+use crate::parallel::for_each_row_pair;
+use crate::real::{Real, with_real};
+use crate::reals::{FLOATS, Reals, check_indices};
+
+const OP: Op = Op("add_norm");
+
+/// Partial sums of a row: enough to fill vector registers, added up in one fixed order.
+const LANES: usize = 8;
+
+pub(super) fn add_norm(stream: &Stream, args: AddNorm<'_>) -> Result<(), OpError> {
+    let AddNorm { residual, add, extra, weight, bias, kind, eps, out } = args;
+    let [m, d] = OP.rank("residual", residual.shape())?;
+    OP.shape("weight", weight.shape(), &[d])?;
+    OP.shape("out", out.shape(), &[m, d])?;
+    if kind == NormKind::Rms && bias.is_some() {
+        return Err(OpError::Mismatch { op: OP.0, arg: "bias", reason: "is given, but an RMSNorm has none" });
+    }
+    let add = add.map(|view| read_add(&view, m, d)).transpose()?;
+    let extra = extra.map(|extra| read_extra(&extra, m, d)).transpose()?;
+    let weight = Reals::new(OP, "weight", &weight)?.to_f32s();
+    let bias = bias.map(|view| read_bias(&view, d)).transpose()?;
+    let affine = Affine { weight: &weight, bias: bias.as_deref(), kind, eps };
+    let (from, to): (DType, DType) = (residual.dtype(), out.dtype());
+    with_real!(from, T => with_real!(to, U => run::<T, U>(stream, residual, out, d, add, extra, &affine),
+        else Err(OP.bad_dtype("out", to, FLOATS))),
+        else Err(OP.bad_dtype("residual", from, FLOATS)))
+}
+
+fn read_add<'a>(view: &View<'a>, m: usize, d: usize) -> Result<Reals<'a>, OpError> {
+    OP.shape("add", view.shape(), &[m, d])?;
+    Reals::new(OP, "add", view)
+}
+
+fn read_bias<'a>(view: &View<'a>, d: usize) -> Result<Cow<'a, [f32]>, OpError> {
+    OP.shape("bias", view.shape(), &[d])?;
+    Ok(Reals::new(OP, "bias", view)?.to_f32s())
+}
+
+/// The rows, and which of them each row of the batch takes.
+fn read_extra<'a>(extra: &RowAdd<'a>, m: usize, d: usize) -> Result<(Reals<'a>, &'a [i32]), OpError> {
+    let [r, _] = OP.rank("extra.rows", extra.rows.shape())?;
+    OP.shape("extra.rows", extra.rows.shape(), &[r, d])?;
+    OP.shape("extra.index", extra.index.shape(), &[m])?;
+    OP.dtype("extra.index", extra.index.dtype(), DType::I32, "i32")?;
+    let index = OP.slice(&extra.index)?;
+    check_indices(OP, "extra.index", index, -1, r)?;
+    Ok((Reals::new(OP, "extra.rows", &extra.rows)?, index))
+}
+
+/// What follows the statistics of a row.
+struct Affine<'a> {
+    weight: &'a [f32],
+    bias: Option<&'a [f32]>,
+    kind: NormKind,
+    eps: f32,
+}
+
+fn run<T: Real, U: Real>(
+    stream: &Stream,
+    mut residual: ViewMut<'_>,
+    mut out: ViewMut<'_>,
+    d: usize,
+    add: Option<Reals<'_>>,
+    extra: Option<(Reals<'_>, &[i32])>,
+    affine: &Affine<'_>,
+) -> Result<(), OpError> {
+    let (residual, out) = (OP.slice_mut::<T>(&mut residual)?, OP.slice_mut::<U>(&mut out)?);
+    for_each_row_pair(stream, (residual, d), (out, d), |i, residual, out| {
+        if let Some(add) = add {
+            add.add_row_to(i, residual);
+        }
+        if let Some((rows, index)) = extra
+            && let Some(row) = index.get(i).and_then(|&row| usize::try_from(row).ok())
+        {
+            rows.add_row_to(row, residual);
+        }
+        affine.normalise(residual, out);
+    });
+    Ok(())
+}
+
+/// `Σ f(x)` in float64, in one order for a given length.
+#[inline]
+fn sum<T: Real>(row: &[T], f: impl Fn(f64) -> f64) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += f(f64::from(x.to_f32()));
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += f(f64::from(x.to_f32()));
+    }
+    lanes.iter().sum()
+}
+
+impl Affine<'_> {
+    fn normalise<T: Real, U: Real>(&self, row: &[T], out: &mut [U]) {
+        let n = row.len() as f64;
+        let mean = match self.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => sum(row, |x| x) / n,
+        };
+        let variance = sum(row, |x| (x - mean) * (x - mean)) / n;
+        let scale = (1.0 / (variance + f64::from(self.eps)).sqrt()) as f32;
+        let mean = mean as f32;
+        let scaled = out.iter_mut().zip(row).zip(self.weight);
+        match self.bias {
+            None => scaled.for_each(|((o, x), w)| *o = U::from_f32((x.to_f32() - mean) * scale * w)),
+            Some(bias) => {
+                scaled.zip(bias).for_each(|(((o, x), w), b)| *o = U::from_f32((x.to_f32() - mean) * scale * w + b))
+            }
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Residual addition and normalisation in one pass: what stands between any two parts of a layer.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use foveal_device::{Stream, View, ViewMut};
+
+use crate::OpError;
+
+/// How a row is normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x²) + eps) * weight`
+    Rms,
+    /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`
+    Layer,
+}
+
+/// Rows to add to some rows of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct RowAdd<'a> {
+    /// `[r, d]`
+    pub rows: View<'a>,
+    /// `[m]` i32: the row of `rows` to add to each row of the batch, -1 for none.
+    pub index: View<'a>,
+}
+
+/// Operands of [`add_norm`].
+#[derive(Debug)]
+pub struct AddNorm<'a> {
+    /// `[m, d]`, read and, if anything is added, written: `residual += add; residual += extra.rows[extra.index]`.
+    pub residual: ViewMut<'a>,
+    /// The last part's output `[m, d]`.
+    pub add: Option<View<'a>>,
+    /// Deepstack features of the layer before: added after `add`.
+    pub extra: Option<RowAdd<'a>>,
+    /// `[d]`
+    pub weight: View<'a>,
+    /// `[d]`; [`NormKind::Layer`] only.
+    pub bias: Option<View<'a>>,
+    /// How.
+    pub kind: NormKind,
+    /// Added to the variance (or mean square).
+    pub eps: f32,
+    /// The normalised rows `[m, d]`.
+    pub out: ViewMut<'a>,
+}
+
+/// `residual += add + extra; out = norm(residual)`: what stands before every projection, and before the head.
+///
+/// # Equation
+/// `residual[i] += add[i]`, then `residual[i] += extra.rows[extra.index[i]]` where that index is not -1, then
+/// [`NormKind`]'s formula over `residual[i]`.
+///
+/// # Shapes
+/// `residual`, `add`, `out`: `[m, d]`; `weight`, `bias`: `[d]`; `extra.rows`: `[r, d]`; `extra.index`: `[m]`. Any of
+/// them may be empty. A [`NormKind::Layer`] without `bias` adds none.
+///
+/// # Dtypes and layout
+/// Row-major and contiguous. `extra.index` is i32; every other operand is f32, bf16 or f16, each of its own choice.
+///
+/// # Numerics
+/// Each of the two additions is made in float32 and rounded to `residual`'s type, as separate additions would be; the
+/// norm reads what was stored. Sums of a row are float64, in an order that the row's length alone decides. The
+/// normalised value is multiplied and shifted in float32 and rounded once, when it is stored (HF rounds to bf16 before
+/// it multiplies by the weight). Against float64: 4e-6 relative for f32, one rounding for bf16 and f16.
+///
+/// # Source
+/// `Qwen3VLTextRMSNorm` and `torch.nn.LayerNorm` in `models/qwen3_vl/modeling_qwen3_vl.py`, `_deepstack_process` for
+/// `extra`; HF transformers 5.17.
+///
+/// # Errors
+/// [`OpError`] when shapes or element types don't fit, or an index is outside of `extra.rows`.
+pub fn add_norm(stream: &Stream, args: AddNorm<'_>) -> Result<(), OpError> {
+    cpu::add_norm(stream, args)
+}

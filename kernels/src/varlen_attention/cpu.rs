@@ -1,0 +1,59 @@
+//! The CPU implementation.
+
+use foveal_device::Stream;
+
+use super::VarlenAttention;
+use crate::OpError;
+use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
+use crate::check::Op;
+use crate::real::with_real;
+use crate::reals::FLOATS;
+use crate::shared_rows::SharedOut;
+use crate::simd::Isa;
+
+const OP: Op = Op("varlen_attention");
+
+pub(super) fn varlen_attention(stream: &Stream, args: VarlenAttention<'_>) -> Result<(), OpError> {
+    run(Isa::best(), stream, args)
+}
+
+/// With a given instruction set, so that tests reach each.
+pub(super) fn run(isa: Isa, stream: &Stream, args: VarlenAttention<'_>) -> Result<(), OpError> {
+    let VarlenAttention { qkv, cu_seqlens, scale, mut out } = args;
+    let [n, _, num_heads, head_dim] = OP.rank("qkv", qkv.shape())?;
+    OP.shape("qkv", qkv.shape(), &[n, 3, num_heads, head_dim])?;
+    let _: [usize; 1] = OP.rank("cu_seqlens", cu_seqlens.shape())?;
+    let cu_seqlens: &[i32] = OP.slice(&cu_seqlens)?;
+    check_cu_seqlens(OP, cu_seqlens, n)?;
+    // Without rows, the other sizes cost no memory: they may be anything.
+    let row_len = num_heads.saturating_mul(head_dim);
+    OP.shape("out", out.shape(), &[n, row_len])?;
+    let out = SharedOut::new(OP, &mut out, row_len)?;
+    let sequence = |i: usize| {
+        let rows = rows_between(cu_seqlens, i);
+        let place = Place::Rows { first: rows.start, stride: row_len.saturating_mul(3) };
+        Sequence { num_keys: rows.len(), rows, place }
+    };
+    let sequences: Vec<_> = (0..cu_seqlens.len() - 1).map(sequence).collect();
+    with_real!(qkv.dtype(), T => {
+        let qkv: &[T] = OP.slice(&qkv)?;
+        if qkv.is_empty() {
+            return Ok(());
+        }
+        let attention = Attention {
+            q: qkv,
+            q_stride: 3 * row_len,
+            num_heads,
+            num_kv_heads: num_heads,
+            head_dim,
+            keys: &qkv[row_len..],
+            values: &qkv[2 * row_len..],
+            is_causal: false,
+            scale,
+            sequences: &sequences,
+            out: &out,
+        };
+        attention.run(isa, stream);
+        Ok(())
+    }, else Err(OP.bad_dtype("qkv", qkv.dtype(), FLOATS)))
+}
