@@ -1,0 +1,104 @@
+//! One step's rows.
+
+mod check;
+
+pub(crate) use check::BatchBounds;
+use foveal_device::{DeviceError, View};
+use foveal_kernels::norm::RowAdd;
+
+/// The rows of one step: the rows of several sequences, one sequence after the other, without padding. A sequence brings
+/// one row when it decodes, a chunk of its prompt when it prefills; the two need no telling apart.
+///
+/// Everything is addressed by the row in the batch; `positions` are each request's own, whatever else the batch holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch<'a> {
+    /// `[n]` token ids. Rows that `image` replaces may hold any id of the vocabulary.
+    pub input_ids: &'a [i32],
+    /// `[3, n]`, row-major: all of t, all of h, all of w. From 0, below the decoder's `max_model_len`.
+    pub positions: &'a [i32],
+    /// `[n]`: where each row's key and value go, `block * page + offset`; -1 stores nothing.
+    pub slot_mapping: &'a [i64],
+    /// `[num_seqs + 1]`: where each sequence's rows begin; the first is 0, the last n. Every sequence has rows.
+    pub cu_seqlens: &'a [i32],
+    /// `[num_seqs]`: tokens of each sequence up to and with its last row here.
+    pub context_lens: &'a [i32],
+    /// `[num_seqs, max_blocks]`: the pages of each sequence, in order. Entries beyond its context are not read.
+    pub block_tables: &'a [i32],
+    /// Width of `block_tables`.
+    pub max_blocks: usize,
+    /// `[r]`: the rows whose logits are wanted, those of which a token will be sampled.
+    pub logit_rows: &'a [i32],
+    /// Picture rows; `None` for a step of text alone, which then runs nothing that has to do with pictures.
+    pub image: Option<ImageRows<'a>>,
+}
+
+/// The rows that stand for pictures.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageRows<'a> {
+    /// `[r, hidden_size]`: embeddings of pictures, of any number of requests; a step may use any part of them.
+    pub embeds: View<'a>,
+    /// One `[r, hidden_size]` per deepstack level: level l is added to the hidden states after layer l. Empty for towers
+    /// without deepstack.
+    pub deepstack: &'a [View<'a>],
+    /// `[n]`: the row of `embeds` (and of every level) that each row of the batch takes, -1 for text.
+    pub index: &'a [i32],
+}
+
+/// A batch as the operators take it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BatchViews<'a> {
+    pub(crate) input_ids: View<'a>,
+    pub(crate) positions: View<'a>,
+    pub(crate) slot_mapping: View<'a>,
+    pub(crate) cu_seqlens: View<'a>,
+    pub(crate) context_lens: View<'a>,
+    pub(crate) block_tables: View<'a>,
+    pub(crate) logit_rows: View<'a>,
+}
+
+/// Picture rows as the operators take them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ImageViews<'a> {
+    pub(crate) embeds: View<'a>,
+    pub(crate) index: View<'a>,
+    deepstack: &'a [View<'a>],
+}
+
+impl<'a> ImageViews<'a> {
+    /// What is added to the hidden states after `layer`.
+    pub(crate) fn deepstack_rows(&self, layer: usize) -> Option<RowAdd<'a>> {
+        self.deepstack.get(layer).map(|&rows| RowAdd { rows, index: self.index })
+    }
+}
+
+impl<'a> Batch<'a> {
+    /// Rows.
+    #[must_use]
+    pub fn num_tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Sequences.
+    #[must_use]
+    pub fn num_seqs(&self) -> usize {
+        self.context_lens.len()
+    }
+
+    pub(crate) fn views(&self) -> Result<BatchViews<'a>, DeviceError> {
+        let (n, s) = (self.num_tokens(), self.num_seqs());
+        Ok(BatchViews {
+            input_ids: View::from_slice(self.input_ids, &[n])?,
+            positions: View::from_slice(self.positions, &[3, n])?,
+            slot_mapping: View::from_slice(self.slot_mapping, &[n])?,
+            cu_seqlens: View::from_slice(self.cu_seqlens, &[s + 1])?,
+            context_lens: View::from_slice(self.context_lens, &[s])?,
+            block_tables: View::from_slice(self.block_tables, &[s, self.max_blocks])?,
+            logit_rows: View::from_slice(self.logit_rows, &[self.logit_rows.len()])?,
+        })
+    }
+
+    pub(crate) fn image_views(&self) -> Result<Option<ImageViews<'a>>, DeviceError> {
+        let Some(ImageRows { embeds, deepstack, index }) = self.image else { return Ok(None) };
+        Ok(Some(ImageViews { embeds, index: View::from_slice(index, &[index.len()])?, deepstack }))
+    }
+}

@@ -1,0 +1,203 @@
+//! The decoder.
+
+use foveal_checkpoint::{ModelConfig, WeightSource};
+use foveal_device::{DType, Device, Stream, Tensor, View};
+use foveal_kernels::embedding::{Embed, RowReplace, embed};
+use foveal_kernels::norm::RowAdd;
+
+use crate::attention::Step;
+use crate::batch::{BatchBounds, ImageViews};
+use crate::kv_cache::PagedLayer;
+use crate::layer::{DecoderLayer, Joins, ResidualNorm};
+use crate::rope::RopeTables;
+use crate::weights::DecoderWeights;
+use crate::{Batch, BatchLimits, DecoderSettings, KvCache, LlmError, Workspace};
+
+/// The decoder of a Qwen vision-language model, of whichever family its settings say. Holds weights and tables only:
+/// the state of sequences is in a [`KvCache`], that of a step in a [`Workspace`].
+///
+/// Source of the mathematics: HF transformers 5.17, `Qwen2VLTextModel` (`models/qwen2_vl/modeling_qwen2_vl.py`),
+/// `Qwen2_5_VLTextModel` (`models/qwen2_5_vl/modeling_qwen2_5_vl.py`), `Qwen3VLTextModel`
+/// (`models/qwen3_vl/modeling_qwen3_vl.py`).
+#[derive(Debug)]
+pub struct Decoder {
+    settings: DecoderSettings,
+    device: Device,
+    weights: DecoderWeights,
+    rope: RopeTables,
+    max_model_len: usize,
+}
+
+impl Decoder {
+    /// Loads the decoder of a model folder, to run sequences of up to `max_model_len` tokens. The weights stay mapped.
+    ///
+    /// # Errors
+    /// [`LlmError::Checkpoint`] names a model that can't be run, or a tensor that is missing or misshapen;
+    /// [`LlmError::Config`] and [`LlmError::Mrope`] settings that don't fit; [`LlmError::Limits`] a `max_model_len` that
+    /// is 0 or beyond `max_position_embeddings`.
+    pub fn load(
+        config: &ModelConfig,
+        weights: &WeightSource,
+        device: &Device,
+        max_model_len: usize,
+    ) -> Result<Self, LlmError> {
+        let settings = DecoderSettings::new(config)?;
+        let max = settings.max_position_embeddings;
+        if max_model_len == 0 || max_model_len > max {
+            let expected = format!("1 to {max}, the model's max_position_embeddings");
+            return Err(LlmError::Limits { limit: "max_model_len", got: max_model_len, expected });
+        }
+        Ok(Self {
+            weights: DecoderWeights::load(&settings, weights, device)?,
+            rope: RopeTables::new(&settings, device, max_model_len)?,
+            settings,
+            device: device.clone(),
+            max_model_len,
+        })
+    }
+
+    /// What it looks like.
+    #[must_use]
+    pub fn settings(&self) -> &DecoderSettings {
+        &self.settings
+    }
+
+    /// The longest sequence: every position is below it.
+    #[must_use]
+    pub fn max_model_len(&self) -> usize {
+        self.max_model_len
+    }
+
+    /// Memory for steps within `limits`.
+    ///
+    /// # Errors
+    /// [`LlmError::Limits`] or [`LlmError::Device`].
+    pub fn new_workspace(&self, limits: BatchLimits) -> Result<Workspace, LlmError> {
+        Workspace::new(&self.settings, &self.device, limits)
+    }
+
+    /// A KV cache of `num_blocks` pages, as [`KvCache::new`].
+    ///
+    /// # Errors
+    /// As [`KvCache::new`].
+    pub fn new_kv_cache(&self, num_blocks: usize, dtype: DType) -> Result<KvCache, LlmError> {
+        KvCache::new(&self.settings, &self.device, num_blocks, dtype)
+    }
+
+    /// Runs one step: stores the keys and values of all rows and gives the logits of `batch.logit_rows`, in their order,
+    /// `[num_logit_rows, vocab_size]` f32. A row's logits and cache entries depend on its own sequence alone, bitwise on
+    /// the CPU. Allocates no tensor.
+    ///
+    /// # Errors
+    /// Before anything runs: [`LlmError::TooMany`] and [`LlmError::BatchShape`] for the batch as a whole,
+    /// [`LlmError::Row`] and [`LlmError::Sequence`] for a value of one sequence ([`LlmError::sequence`]),
+    /// [`LlmError::LogitRow`], [`LlmError::CacheMismatch`], [`LlmError::WorkspaceMismatch`].
+    pub fn forward<'w>(
+        &self,
+        stream: &Stream,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        workspace: &'w mut Workspace,
+    ) -> Result<View<'w>, LlmError> {
+        workspace.check(&self.settings)?;
+        batch.check(BatchBounds {
+            settings: &self.settings,
+            max_positions: self.max_model_len,
+            cache,
+            limits: workspace.limits(),
+        })?;
+        let (settings, rope) = (&self.settings, &self.rope);
+        let step = Step { stream, settings, rope, layout: cache.layout(), batch: batch.views()? };
+        if batch.num_tokens() > 0 {
+            self.run_layers(&step, batch, cache, workspace)?;
+        }
+        Ok(workspace.logits.rows(0..batch.logit_rows.len())?)
+    }
+
+    /// Token and picture embeddings, normalised for the first layer.
+    fn embed(&self, step: &Step<'_>, image: Option<ImageViews<'_>>, ws: &mut Workspace) -> Result<(), LlmError> {
+        let n = step.num_rows();
+        let image = image.map(|image| RowReplace { rows: image.embeds, index: image.index });
+        let table = self.weights.embed_tokens.view();
+        let out = ws.hidden.residual.rows_mut(0..n)?;
+        embed(step.stream, Embed { table, input_ids: step.batch.input_ids, image, out })?;
+        match self.weights.layers.first() {
+            Some(first) => self.norm(&first.input_layernorm).forward(step.stream, n, Joins::Nothing, &mut ws.hidden),
+            None => Ok(()),
+        }
+    }
+
+    fn run_layers(
+        &self,
+        step: &Step<'_>,
+        batch: &Batch<'_>,
+        cache: &mut KvCache,
+        ws: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        let image = batch.image_views()?;
+        self.embed(step, image, ws)?;
+        let layers = &self.weights.layers;
+        // The norm that follows a layer is the next one's first; the last layer is another matter.
+        let next_norms = layers.iter().skip(1).map(|layer| &layer.input_layernorm);
+        let mut caches = cache.layers_mut();
+        let n = step.num_rows();
+        for (i, (layer, next_norm)) in layers.iter().zip(next_norms).enumerate() {
+            let Some(cache) = caches.next() else { break };
+            layer.attention.store(step, cache, ws)?;
+            layer.attention.attend(step, cache, ws)?;
+            self.finish_layer(step.stream, layer, n, ws)?;
+            let joins = Joins::after_layer(image.and_then(|image| image.deepstack_rows(i)));
+            self.norm(next_norm).forward(step.stream, n, joins, &mut ws.hidden)?;
+        }
+        match layers.last().zip(caches.next()) {
+            Some((layer, cache)) => self.run_last_layer(step, batch, (layer, cache), ws),
+            None => Ok(()),
+        }
+    }
+
+    /// Beyond its attention, the last layer concerns only the rows whose logits are wanted; the others have left their
+    /// keys and values behind and are done.
+    fn run_last_layer(
+        &self,
+        step: &Step<'_>,
+        batch: &Batch<'_>,
+        (layer, cache): (&DecoderLayer, &mut PagedLayer),
+        ws: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        layer.attention.store(step, cache, ws)?;
+        let kept = batch.logit_rows.len();
+        if kept == 0 {
+            return Ok(());
+        }
+        layer.attention.attend(step, cache, ws)?;
+        ws.keep_rows(step.stream, step.num_rows(), step.batch.logit_rows)?;
+        self.finish_layer(step.stream, layer, kept, ws)?;
+        let mut deepstack = None;
+        if let Some(image) = batch.image
+            && let Some(&rows) = image.deepstack.get(self.weights.layers.len() - 1)
+        {
+            ws.keep_image_rows(image.index, batch.logit_rows)?;
+            deepstack = Some(RowAdd { rows, index: ws.kept_image.rows(0..kept)? });
+        }
+        self.norm(&self.weights.norm).forward(step.stream, kept, Joins::after_layer(deepstack), &mut ws.hidden)?;
+        let logits = ws.logits.rows_mut(0..kept)?;
+        self.weights.lm_head.forward(step.stream, ws.hidden.normed.rows(0..kept)?, logits)
+    }
+
+    /// From the attention's output to the MLP's, for the first `n` rows.
+    fn finish_layer(
+        &self,
+        stream: &Stream,
+        layer: &DecoderLayer,
+        n: usize,
+        ws: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        layer.attention.project(stream, n, ws)?;
+        self.norm(&layer.post_attention_layernorm).forward(stream, n, Joins::Delta, &mut ws.hidden)?;
+        layer.mlp.forward(stream, self.settings.hidden_act, n, ws)
+    }
+
+    fn norm<'a>(&self, weight: &'a Tensor) -> ResidualNorm<'a> {
+        ResidualNorm { weight, eps: self.settings.rms_norm_eps }
+    }
+}

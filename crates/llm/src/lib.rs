@@ -1,0 +1,41 @@
+//! The decoder of the Foveal engine: one model code for the Qwen vision-language family, chosen by configuration.
+//!
+//! [`Decoder`] runs a flat batch of rows - prefill chunks and decode rows of several sequences, one after the other, no
+//! padding - over a paged [`KvCache`] and gives the logits of the rows that are asked for. [`Sampler`] chooses tokens
+//! from them, one [`SamplerState`] per sequence; [`StopCriteria`] says when an answer ends.
+//!
+//! A row's result depends on its own sequence alone, bitwise on the CPU: neither the other sequences of the batch, nor
+//! how its prompt was cut into chunks, nor which pages of the cache it was given change a bit of it.
+//!
+//! The crate knows nothing of templates, tokenizers, pictures or HTTP: picture embeddings arrive as rows
+//! ([`ImageRows`]), text as token ids.
+//!
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
+
+mod attention;
+mod batch;
+mod decoder;
+mod defaults;
+mod error;
+mod kv_cache;
+mod layer;
+mod mlp;
+mod projection;
+mod rope;
+mod sampler;
+mod settings;
+mod stop;
+mod weights;
+mod workspace;
+
+pub use batch::{Batch, ImageRows};
+pub use decoder::Decoder;
+pub use defaults::GenerationDefaults;
+pub use error::LlmError;
+pub use kv_cache::KvCache;
+pub use sampler::{SampledToken, Sampler, SamplerState};
+pub use settings::DecoderSettings;
+pub use stop::StopCriteria;
+pub use workspace::{BatchLimits, Workspace};

@@ -1,0 +1,196 @@
+//! Choosing tokens.
+
+mod penalties;
+mod state;
+
+use foveal_device::{DType, Device, Stream, Tensor, View};
+use foveal_kernels::sampling::{RowSampling, Sample, sample};
+use foveal_types::{SamplingParams, TokenId};
+
+use crate::LlmError;
+use penalties::PenaltyBuffers;
+pub use state::SamplerState;
+
+/// A token that was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SampledToken {
+    /// The token.
+    pub token_id: TokenId,
+    /// Its log-probability under the model's own distribution, before penalties and temperature.
+    pub logprob: f32,
+    /// The best tokens and their log-probabilities under that distribution, best first, as many as the sequence asked
+    /// for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// Chooses one token for each row of logits. Holds the memory for it; what belongs to a sequence is in its
+/// [`SamplerState`], so that the same sequence draws the same tokens in any batch and in any row.
+///
+/// The order of operations is that of [`SamplingParams`]; source: HF transformers 5.17, `generation/logits_process.py`.
+#[derive(Debug)]
+pub struct Sampler {
+    device: Device,
+    max_rows: usize,
+    vocab_size: usize,
+    /// `[max_rows, vocab_size]`
+    scratch: Tensor,
+    /// `[max_rows]`
+    token_ids: Tensor,
+    /// `[max_rows]`
+    logprobs: Tensor,
+    /// `[max_rows * MAX_LOGPROBS]`, used as `[r, k]`.
+    top_ids: Tensor,
+    /// `[max_rows * MAX_LOGPROBS]`, used as `[r, k]`.
+    top_logprobs: Tensor,
+    /// Made when the first sequence with penalties comes, then kept.
+    penalties: Option<PenaltyBuffers>,
+    num_failed_rows: u64,
+}
+
+impl Sampler {
+    /// A sampler for up to `max_rows` rows of `vocab_size` logits.
+    ///
+    /// # Errors
+    /// [`LlmError::Limits`] for no rows, [`LlmError::Device`] when memory is short.
+    pub fn new(device: &Device, max_rows: usize, vocab_size: usize) -> Result<Self, LlmError> {
+        if max_rows == 0 {
+            return Err(LlmError::Limits { limit: "max_rows", got: 0, expected: "at least 1".to_owned() });
+        }
+        let top = [max_rows.saturating_mul(SamplingParams::MAX_LOGPROBS)];
+        Ok(Self {
+            device: device.clone(),
+            max_rows,
+            vocab_size,
+            scratch: Tensor::zeros(device, DType::F32, &[max_rows, vocab_size])?,
+            token_ids: Tensor::zeros(device, DType::I32, &[max_rows])?,
+            logprobs: Tensor::zeros(device, DType::F32, &[max_rows])?,
+            top_ids: Tensor::zeros(device, DType::I32, &top)?,
+            top_logprobs: Tensor::zeros(device, DType::F32, &top)?,
+            penalties: None,
+            num_failed_rows: 0,
+        })
+    }
+
+    /// Rows so far whose logits gave no token (NaN).
+    #[must_use]
+    pub fn num_failed_rows(&self) -> u64 {
+        self.num_failed_rows
+    }
+
+    /// Chooses one token per row of `logits` (`[r, vocab_size]` f32, as [`crate::Decoder::forward`] gives them), row i for
+    /// `states[i]`, and writes it down in that state. A row without a usable logit is an error of that row alone, and its
+    /// state stays as it was.
+    ///
+    /// # Errors
+    /// [`LlmError::TooMany`] and [`LlmError::BatchShape`] when rows, states and buffers don't fit, [`LlmError::Device`]
+    /// when there is no memory for the first penalties; per row [`LlmError::NoToken`].
+    pub fn sample(
+        &mut self,
+        stream: &Stream,
+        logits: View<'_>,
+        states: &mut [&mut SamplerState],
+    ) -> Result<Vec<Result<SampledToken, LlmError>>, LlmError> {
+        let r = states.len();
+        if r > self.max_rows {
+            return Err(LlmError::TooMany { what: "rows to sample", got: r, max: self.max_rows });
+        }
+        if **logits.shape() != [r, self.vocab_size] {
+            let expected = format!("[{r}, {}]", self.vocab_size);
+            return Err(LlmError::BatchShape { field: "logits", got: logits.shape().num_elements(), expected });
+        }
+        if r == 0 {
+            return Ok(Vec::new());
+        }
+        let k = states.iter().map(|state| state.num_top()).max().unwrap_or_default().min(self.vocab_size);
+        self.write_penalties(states)?;
+        let result = self.launch(stream, logits, states, k);
+        if let Some(penalties) = &mut self.penalties {
+            penalties.clear(states)?;
+        }
+        result?;
+        self.collect(states, k)
+    }
+
+    fn write_penalties(&mut self, states: &[&mut SamplerState]) -> Result<(), LlmError> {
+        if !states.iter().any(|state| state.has_penalties()) {
+            return Ok(());
+        }
+        let buffers = match self.penalties.take() {
+            Some(buffers) => buffers,
+            None => PenaltyBuffers::new(&self.device, self.max_rows, self.vocab_size)?,
+        };
+        self.penalties.insert(buffers).write(states)
+    }
+
+    fn launch(
+        &mut self,
+        stream: &Stream,
+        logits: View<'_>,
+        states: &[&mut SamplerState],
+        k: usize,
+    ) -> Result<(), LlmError> {
+        let r = states.len();
+        let rows: Vec<RowSampling> = states.iter().map(|state| state.row()).collect();
+        let banned: Vec<&[u32]> = match states.iter().any(|state| !state.banned().is_empty()) {
+            true => states.iter().map(|state| state.banned()).collect(),
+            false => Vec::new(),
+        };
+        let used = self.penalties.as_ref().filter(|_| states.iter().any(|state| state.has_penalties()));
+        let (output_counts, prompt_mask) = match used {
+            Some(penalties) => (Some(penalties.output_counts.rows(0..r)?), Some(penalties.prompt_mask.rows(0..r)?)),
+            None => (None, None),
+        };
+        let (top_ids, top_logprobs) = match k {
+            0 => (None, None),
+            _ => (
+                Some(self.top_ids.rows_mut(0..r * k)?.reshape(&[r, k])?),
+                Some(self.top_logprobs.rows_mut(0..r * k)?.reshape(&[r, k])?),
+            ),
+        };
+        sample(
+            stream,
+            Sample {
+                logits,
+                rows: &rows,
+                output_counts,
+                prompt_mask,
+                banned: &banned,
+                scratch: self.scratch.rows_mut(0..r)?,
+                token_ids: self.token_ids.rows_mut(0..r)?,
+                logprobs: self.logprobs.rows_mut(0..r)?,
+                top_ids,
+                top_logprobs,
+            },
+        )?;
+        Ok(())
+    }
+
+    /// Reads the results and writes the tokens down in their states.
+    fn collect(
+        &mut self,
+        states: &mut [&mut SamplerState],
+        k: usize,
+    ) -> Result<Vec<Result<SampledToken, LlmError>>, LlmError> {
+        let r = states.len();
+        let (token_ids, logprobs) = (self.token_ids.rows(0..r)?, self.logprobs.rows(0..r)?);
+        let (top_ids, top_logprobs) = (self.top_ids.rows(0..r * k)?, self.top_logprobs.rows(0..r * k)?);
+        let top_ids = top_ids.as_slice::<i32>()?;
+        let top_logprobs = top_logprobs.as_slice::<f32>()?;
+        let chosen = token_ids.as_slice::<i32>()?.iter().zip(logprobs.as_slice::<f32>()?);
+        let mut sampled = Vec::with_capacity(r);
+        for (row, ((&token_id, &logprob), state)) in chosen.zip(states).enumerate() {
+            let Ok(token_id) = u32::try_from(token_id) else {
+                self.num_failed_rows += 1;
+                sampled.push(Err(LlmError::NoToken { row, step: state.num_generated() }));
+                continue;
+            };
+            state.record(token_id);
+            let own = row * k..row * k + state.num_top().min(k);
+            let ids = top_ids.get(own.clone()).unwrap_or_default().iter();
+            let top = ids.zip(top_logprobs.get(own).unwrap_or_default());
+            let top = top.map(|(&id, &logprob)| (TokenId(id.cast_unsigned()), logprob)).collect();
+            sampled.push(Ok(SampledToken { token_id: TokenId(token_id), logprob, top }));
+        }
+        Ok(sampled)
+    }
+}

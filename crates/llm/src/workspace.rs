@@ -1,0 +1,151 @@
+//! Every buffer that a step writes, allocated once.
+
+use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, ViewMut};
+use foveal_kernels::rows::{Gather, gather};
+
+use crate::{DecoderSettings, LlmError};
+
+/// The largest batch that a [`Workspace`] is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Rows of a batch.
+    pub max_tokens: usize,
+    /// Sequences of a batch.
+    pub max_seqs: usize,
+    /// Rows of a batch whose logits are wanted; at most `max_tokens`.
+    pub max_logit_rows: usize,
+}
+
+impl BatchLimits {
+    fn check(&self) -> Result<(), LlmError> {
+        let bad = |limit, got, expected: String| Err(LlmError::Limits { limit, got, expected });
+        let Self { max_tokens, max_seqs, max_logit_rows } = *self;
+        if max_tokens == 0 || max_tokens > i32::MAX as usize {
+            return bad("max_tokens", max_tokens, "a positive 31-bit integer".to_owned());
+        }
+        for (limit, got) in [("max_seqs", max_seqs), ("max_logit_rows", max_logit_rows)] {
+            if got == 0 || got > max_tokens {
+                return bad(limit, got, format!("1 to max_tokens ({max_tokens})"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The residual stream and what goes to and fro between it and the parts of a layer, each `[max_tokens, hidden_size]`.
+#[derive(Debug)]
+pub(crate) struct Hidden {
+    /// The residual stream.
+    pub(crate) residual: Tensor,
+    /// Its rows normalised, what the next part reads.
+    pub(crate) normed: Tensor,
+    /// What the last part gave, not yet added to the residual stream.
+    pub(crate) delta: Tensor,
+}
+
+/// The memory of one step at a time: a forward pass over any batch within its [`BatchLimits`] allocates nothing.
+#[derive(Debug)]
+pub struct Workspace {
+    limits: BatchLimits,
+    pub(crate) hidden: Hidden,
+    /// `[max_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`
+    pub(crate) qkv: Tensor,
+    /// `[max_tokens, num_heads * head_dim]`
+    pub(crate) q: Tensor,
+    /// `[max_tokens, num_heads * head_dim]`
+    pub(crate) attn: Tensor,
+    /// `[max_tokens, 2 * intermediate_size]`
+    pub(crate) gate_up: Tensor,
+    /// `[max_tokens, intermediate_size]`
+    pub(crate) inner: Tensor,
+    /// `[max_logit_rows]` i32: the picture rows of the rows that are left for the last layer.
+    pub(crate) kept_image: Tensor,
+    /// `[max_logit_rows, vocab_size]`
+    pub(crate) logits: Tensor,
+}
+
+impl Workspace {
+    /// Element type of activations: the CPU computes in float32.
+    const ACTIVATION: DType = DType::F32;
+
+    pub(crate) fn new(settings: &DecoderSettings, device: &Device, limits: BatchLimits) -> Result<Self, LlmError> {
+        limits.check()?;
+        let rows = |width: usize| Tensor::zeros(device, Self::ACTIVATION, &[limits.max_tokens, width]);
+        Ok(Self {
+            limits,
+            hidden: Hidden {
+                residual: rows(settings.hidden_size)?,
+                normed: rows(settings.hidden_size)?,
+                delta: rows(settings.hidden_size)?,
+            },
+            qkv: rows(settings.q_size() + 2 * settings.kv_size())?,
+            q: rows(settings.q_size())?,
+            attn: rows(settings.q_size())?,
+            gate_up: rows(2 * settings.intermediate_size)?,
+            inner: rows(settings.intermediate_size)?,
+            kept_image: Tensor::zeros(device, DType::I32, &[limits.max_logit_rows])?,
+            logits: Tensor::zeros(device, DType::F32, &[limits.max_logit_rows, settings.vocab_size])?,
+        })
+    }
+
+    /// The largest batch that it was made for.
+    #[must_use]
+    pub fn limits(&self) -> BatchLimits {
+        self.limits
+    }
+
+    /// Bytes of all buffers.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        let Self { limits: _, hidden, qkv, q, attn, gate_up, inner, kept_image, logits } = self;
+        let Hidden { residual, normed, delta } = hidden;
+        [residual, normed, delta, qkv, q, attn, gate_up, inner, kept_image, logits].iter().map(|t| t.len_bytes()).sum()
+    }
+
+    /// Refuses a workspace that was made for a decoder of another shape.
+    pub(crate) fn check(&self, settings: &DecoderSettings) -> Result<(), LlmError> {
+        let width = |tensor: &Tensor| tensor.shape().row_len();
+        let fits = width(&self.hidden.residual) == settings.hidden_size
+            && width(&self.qkv) == settings.q_size() + 2 * settings.kv_size()
+            && width(&self.q) == settings.q_size()
+            && width(&self.inner) == settings.intermediate_size
+            && width(&self.logits) == settings.vocab_size;
+        if fits { Ok(()) } else { Err(LlmError::WorkspaceMismatch) }
+    }
+
+    /// Keeps only the rows `index` of the residual stream and of the attention's output, in that order.
+    ///
+    /// `q` and `normed` have done their part by then and are of the same shapes, so each takes the kept rows and changes
+    /// places with its like.
+    pub(crate) fn keep_rows(&mut self, stream: &Stream, num_rows: usize, index: View<'_>) -> Result<(), LlmError> {
+        let kept = index.shape().num_elements();
+        for (from, to) in [(&mut self.hidden.residual, &mut self.hidden.normed), (&mut self.attn, &mut self.q)] {
+            gather(stream, Gather { x: from.rows(0..num_rows)?, index, out: to.rows_mut(0..kept)? })?;
+            std::mem::swap(from, to);
+        }
+        Ok(())
+    }
+
+    /// Writes the picture rows of the rows `logit_rows`, which the batch check has found to exist.
+    pub(crate) fn keep_image_rows(&mut self, image_index: &[i32], logit_rows: &[i32]) -> Result<(), LlmError> {
+        let mut kept = self.kept_image.rows_mut(0..logit_rows.len())?;
+        for (kept, &row) in kept.as_mut_slice::<i32>()?.iter_mut().zip(logit_rows) {
+            *kept = usize::try_from(row).ok().and_then(|row| image_index.get(row)).copied().unwrap_or(-1);
+        }
+        Ok(())
+    }
+}
+
+/// The first `n` rows as `[n, heads, head_dim]`.
+pub(crate) fn heads(tensor: &Tensor, n: usize, [heads, head_dim]: [usize; 2]) -> Result<View<'_>, DeviceError> {
+    tensor.rows(0..n)?.reshape(&[n, heads, head_dim])
+}
+
+/// As [`heads`], to write.
+pub(crate) fn heads_mut(
+    tensor: &mut Tensor,
+    n: usize,
+    [heads, head_dim]: [usize; 2],
+) -> Result<ViewMut<'_>, DeviceError> {
+    tensor.rows_mut(0..n)?.reshape(&[n, heads, head_dim])
+}
