@@ -1,0 +1,233 @@
+//! Puts an engine together.
+
+use foveal_checkpoint::{ModelConfig, WeightSource, prefix};
+use foveal_device::{DType, Device};
+use foveal_llm::{BatchLimits, Decoder, DecoderSettings, GenerationDefaults, Sampler};
+use foveal_types::TokenId;
+use foveal_vision::{Normalisation, VisionTower};
+
+use crate::handle::EngineOptions;
+use crate::model_executor::{ModelExecutor, PictureRows};
+use crate::{Engine, EngineError, Limits};
+
+/// Describes an engine; [`EngineBuilder::build`] loads the model and starts it.
+///
+/// [`EngineBuilder::model`] and [`EngineBuilder::normalisation`] are needed, everything else has a default.
+#[derive(Debug)]
+pub struct EngineBuilder {
+    model: Option<(ModelConfig, WeightSource)>,
+    normalisation: Option<Normalisation>,
+    defaults: Option<GenerationDefaults>,
+    device: Option<Device>,
+    max_model_len: Option<usize>,
+    num_blocks: Option<usize>,
+    kv_cache_bytes: Option<usize>,
+    kv_cache_dtype: DType,
+    max_num_batched_tokens: usize,
+    max_patches: usize,
+    max_waiting: usize,
+    prefix_caching: bool,
+}
+
+impl EngineBuilder {
+    /// What `max_model_len` is unless it is set: as far as the model goes, but no further than this.
+    pub const DEFAULT_MAX_MODEL_LEN: usize = 8192;
+    /// What `max_num_batched_tokens` is unless it is set: enough rows for weights to be read once for many of them,
+    /// few enough for the next look at cancellations to come soon.
+    pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
+    /// What `max_patches` is unless it is set: 2048 x 2048 pixels of 16 x 16 patches.
+    pub const DEFAULT_MAX_PATCHES: usize = 16_384;
+    /// What `max_waiting` is unless it is set.
+    pub const DEFAULT_MAX_WAITING: usize = 256;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            model: None,
+            normalisation: None,
+            defaults: None,
+            device: None,
+            max_model_len: None,
+            num_blocks: None,
+            kv_cache_bytes: None,
+            kv_cache_dtype: DType::F32,
+            max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_patches: Self::DEFAULT_MAX_PATCHES,
+            max_waiting: Self::DEFAULT_MAX_WAITING,
+            prefix_caching: true,
+        }
+    }
+
+    /// The model: its configuration and where its weights come from.
+    #[must_use]
+    pub fn model(mut self, config: ModelConfig, weights: WeightSource) -> Self {
+        self.model = Some((config, weights));
+        self
+    }
+
+    /// How uint8 pixels become the values that the tower was trained on (`image_mean` and `image_std` of the
+    /// processor's settings).
+    #[must_use]
+    pub fn normalisation(mut self, normalisation: Normalisation) -> Self {
+        self.normalisation = Some(normalisation);
+        self
+    }
+
+    /// The model's own stop tokens; without it, those of its `config.json`.
+    #[must_use]
+    pub fn generation_defaults(mut self, defaults: GenerationDefaults) -> Self {
+        self.defaults = Some(defaults);
+        self
+    }
+
+    /// Where it runs; without it, the CPU with all its cores.
+    #[must_use]
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// The most tokens of one request, prompt and answer together.
+    #[must_use]
+    pub fn max_model_len(mut self, tokens: usize) -> Self {
+        self.max_model_len = Some(tokens);
+        self
+    }
+
+    /// Pages of the KV cache; without it, and without [`EngineBuilder::kv_cache_bytes`], as many as one request of
+    /// `max_model_len` tokens needs.
+    #[must_use]
+    pub fn num_blocks(mut self, blocks: usize) -> Self {
+        self.num_blocks = Some(blocks);
+        self
+    }
+
+    /// Bytes of the KV cache, rounded down to whole pages. [`EngineBuilder::num_blocks`] goes before it.
+    #[must_use]
+    pub fn kv_cache_bytes(mut self, bytes: usize) -> Self {
+        self.kv_cache_bytes = Some(bytes);
+        self
+    }
+
+    /// How keys and values are kept: f32 (the default, as the CPU computes), bf16 or f16 for half the memory.
+    #[must_use]
+    pub fn kv_cache_dtype(mut self, dtype: DType) -> Self {
+        self.kv_cache_dtype = dtype;
+        self
+    }
+
+    /// The most tokens that one step computes: longer prompts run in chunks of this size.
+    #[must_use]
+    pub fn max_num_batched_tokens(mut self, tokens: usize) -> Self {
+        self.max_num_batched_tokens = tokens;
+        self
+    }
+
+    /// The most patches (before merging) of one encoder batch, and so of one picture.
+    #[must_use]
+    pub fn max_patches(mut self, patches: usize) -> Self {
+        self.max_patches = patches;
+        self
+    }
+
+    /// The most requests that wait; one more is refused with [`foveal_types::Error::Exhausted`].
+    #[must_use]
+    pub fn max_waiting(mut self, requests: usize) -> Self {
+        self.max_waiting = requests;
+        self
+    }
+
+    /// Whether a request that begins as the last one did takes over its keys and values (on unless it is switched off).
+    #[must_use]
+    pub fn prefix_caching(mut self, is_on: bool) -> Self {
+        self.prefix_caching = is_on;
+        self
+    }
+
+    /// Loads the model and starts the engine's thread.
+    ///
+    /// # Errors
+    /// [`EngineError`]: a part or an option is missing or impossible, the checkpoint doesn't fit (the tensor and its
+    /// file are named, surplus tensors too), or memory is short.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        self.check()?;
+        let missing = |part, call| EngineError::MissingPart { part, call };
+        let (config, weights) = self.model.as_ref().ok_or(missing("a model", "model"))?;
+        let normalisation = self.normalisation.ok_or(missing("the pictures' normalisation", "normalisation"))?;
+        config.ensure_supported()?;
+        let device = self.device.clone().map_or_else(|| Device::cpu(0), Ok)?;
+        let limit = config.text.max_position_embeddings.min(Self::DEFAULT_MAX_MODEL_LEN);
+        let max_model_len = self.max_model_len.unwrap_or(limit);
+        let decoder = Decoder::load(config, weights, &device, max_model_len)?;
+        let tower = VisionTower::load(&config.vision, normalisation, weights, &device)?;
+        weights.finish(&[prefix::ALL])?;
+
+        let limits = self.limits(config, decoder.settings(), max_model_len)?;
+        let batch = BatchLimits { max_tokens: limits.max_num_batched_tokens, max_seqs: 1, max_logit_rows: 1 };
+        let cache = decoder.new_kv_cache(limits.num_blocks, self.kv_cache_dtype)?;
+        let workspace = decoder.new_workspace(batch)?;
+        tracing::info!(
+            weights_bytes = weights.total_bytes(),
+            kv_cache_bytes = cache.len_bytes(),
+            workspace_bytes = workspace.len_bytes(),
+            max_model_len,
+            max_patches = limits.max_patches,
+            "memory plan"
+        );
+        let pictures = PictureRows::new(&device, tower, limits.max_patches)?;
+        let sampler = Sampler::new(&device, 1, config.text.vocab_size)?;
+        let defaults = self.defaults.unwrap_or_else(|| GenerationDefaults {
+            stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),
+            ..GenerationDefaults::default()
+        });
+        let executor = ModelExecutor::new(device, pictures, workspace, cache, sampler, decoder);
+        let (max_waiting, prefix_caching) = (self.max_waiting, self.prefix_caching);
+        Engine::start(executor, EngineOptions { limits, defaults, max_waiting, prefix_caching })
+    }
+
+    /// Refuses options that make no sense for any model.
+    fn check(&self) -> Result<(), EngineError> {
+        let options = [
+            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_waiting", self.max_waiting),
+            ("num_blocks", self.num_blocks.unwrap_or(1)),
+        ];
+        match options.into_iter().find(|(_, got)| *got == 0) {
+            Some((option, got)) => Err(EngineError::Option { option, got, expected: "at least 1".to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The sizes that bound every request of this model.
+    fn limits(
+        &self,
+        config: &ModelConfig,
+        settings: &DecoderSettings,
+        max_model_len: usize,
+    ) -> Result<Limits, EngineError> {
+        let page = settings.kv_layout(self.kv_cache_dtype).page;
+        let page_bytes = page * settings.kv_bytes_per_token(self.kv_cache_dtype);
+        let num_blocks = match (self.num_blocks, self.kv_cache_bytes) {
+            (Some(blocks), _) => blocks,
+            (None, Some(bytes)) if bytes < page_bytes => {
+                let expected = format!("at least {page_bytes}, one page");
+                return Err(EngineError::Option { option: "kv_cache_bytes", got: bytes, expected });
+            }
+            (None, Some(bytes)) => bytes / page_bytes,
+            (None, None) => max_model_len.div_ceil(page),
+        };
+        let vision = &config.vision;
+        // No picture can have more embeddings than a request has tokens.
+        let most_patches = max_model_len.saturating_mul(vision.merge_unit());
+        Ok(Limits {
+            page,
+            num_blocks,
+            max_model_len,
+            max_num_batched_tokens: self.max_num_batched_tokens.min(max_model_len),
+            max_patches: self.max_patches.min(most_patches).max(vision.merge_unit()),
+            merge_size: u32::try_from(vision.spatial_merge_size).unwrap_or(u32::MAX),
+            patch_bytes: vision.patch_len() / vision.temporal_patch_size.max(1),
+            temporal_patch_size: u32::try_from(vision.temporal_patch_size).unwrap_or(u32::MAX),
+            vocab_size: config.text.vocab_size,
+        })
+    }
+}

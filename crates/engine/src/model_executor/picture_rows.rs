@@ -1,0 +1,70 @@
+//! The embeddings of the pictures that wait for their placeholders' chunks.
+
+use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View};
+use foveal_llm::ImageRows;
+use foveal_types::PreparedImage;
+use foveal_vision::{Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
+
+/// The tower, and room for the embeddings and deepstack rows of one batch of pictures.
+pub(crate) struct PictureRows {
+    tower: VisionTower,
+    workspace: Workspace,
+    /// `[max_embeds, hidden_size]`
+    embeds: Tensor,
+    /// One `[max_embeds, hidden_size]` per level.
+    deepstack: Vec<Tensor>,
+    num_embeds: usize,
+}
+
+/// The rows of the last batch as views, with the rows of a step that take them.
+pub(crate) struct StepImageRows<'a> {
+    embeds: View<'a>,
+    deepstack: Vec<View<'a>>,
+    index: &'a [i32],
+}
+
+impl PictureRows {
+    pub(crate) fn new(device: &Device, tower: VisionTower, max_patches: usize) -> Result<Self, VisionError> {
+        let merge = tower.spatial_merge_size();
+        let dims = [max_patches / (merge * merge).max(1), tower.out_hidden_size()];
+        let rows = || Tensor::zeros(device, DType::F32, &dims);
+        Ok(Self {
+            workspace: tower.new_workspace(max_patches)?,
+            embeds: rows()?,
+            deepstack: (0..tower.num_deepstack()).map(|_| rows()).collect::<Result<_, _>>()?,
+            num_embeds: 0,
+            tower,
+        })
+    }
+
+    /// Encodes a batch in the place of the last one.
+    pub(crate) fn encode(&mut self, stream: &Stream, images: &[PreparedImage]) -> Result<(), VisionError> {
+        let inputs: Vec<VisionInput<'_>> = images.iter().map(vision_input).collect();
+        self.num_embeds = inputs.iter().map(|input| self.tower.num_tokens(input.grid)).sum();
+        let rows = 0..self.num_embeds;
+        let out = VisionOutput {
+            embeds: self.embeds.rows_mut(rows.clone())?,
+            deepstack: self.deepstack.iter_mut().map(|level| level.rows_mut(rows.clone())).collect::<Result<_, _>>()?,
+        };
+        self.tower.encode(stream, &inputs, &mut self.workspace, out)
+    }
+
+    /// The last batch's rows; `index` says which of them each row of the step takes.
+    pub(crate) fn rows<'a>(&'a self, index: &'a [i32]) -> Result<StepImageRows<'a>, DeviceError> {
+        let rows = 0..self.num_embeds;
+        let deepstack = self.deepstack.iter().map(|level| level.rows(rows.clone())).collect::<Result<_, _>>()?;
+        Ok(StepImageRows { embeds: self.embeds.rows(rows)?, deepstack, index })
+    }
+}
+
+fn vision_input(image: &PreparedImage) -> VisionInput<'_> {
+    let pixels = image.pixels.bytes();
+    let patches = if image.temporal_slices == 1 { Patches::Still(pixels) } else { Patches::Video(pixels) };
+    VisionInput { grid: image.grid_thw.into(), patches }
+}
+
+impl StepImageRows<'_> {
+    pub(crate) fn as_image_rows(&self) -> ImageRows<'_> {
+        ImageRows { embeds: self.embeds, deepstack: &self.deepstack, index: self.index }
+    }
+}
