@@ -1,0 +1,45 @@
+//! The command line: arguments, commands, what is printed where.
+
+pub(crate) mod args;
+mod chat;
+pub(crate) mod config;
+mod error;
+mod input;
+mod inspect;
+mod printer;
+mod progress;
+mod run;
+mod sampling;
+
+use foveal_checkpoint::ModelFolder;
+use foveal_runtime::{RuntimeError, built_in_model};
+
+use config::{Config, ModelPlace};
+pub(crate) use error::CliError;
+
+/// Does what the command line asks for.
+pub(crate) fn execute(config: Config) -> Result<(), CliError> {
+    match config {
+        Config::Run(config) => run::run(*config),
+        Config::Inspect(config) => inspect::inspect(&config),
+    }
+}
+
+/// Says on stderr what went wrong, once, and what would help.
+pub(crate) fn show(error: &CliError) {
+    eprintln!("error: {error}");
+    if let Some(hint) = error.hint() {
+        eprintln!("  {hint}");
+    }
+}
+
+/// The model folder, or the built-in one.
+fn open(place: &ModelPlace) -> Result<ModelFolder, RuntimeError> {
+    match place {
+        ModelPlace::Folder(path) => Ok(ModelFolder::open(path)?),
+        ModelPlace::BuiltIn => {
+            eprintln!("No --model: this is the built-in demonstration model; it knows shapes, colours and numbers.");
+            Ok(built_in_model())
+        }
+    }
+}

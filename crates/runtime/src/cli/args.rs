@@ -1,0 +1,162 @@
+//! The command line as it is typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// What `foveal --help` ends with.
+const EXAMPLES: &str = "\
+Examples:
+  foveal run \"Count from 3 to 12.\"
+      Asks the small demonstration model that is part of the program.
+  foveal run --model Qwen3-VL-2B-Instruct --image cat.jpg \"What is in the picture?\"
+      One answer about a picture, streamed as it is written.
+  foveal run --model Qwen3-VL-2B-Instruct --image a.png --image b.png --json \"What has changed?\"
+      One JSON object: the answer, its tokens, counts and timings.
+  foveal run --model Qwen3-VL-2B-Instruct
+      A chat. Pictures and what was said stay between turns and are not computed again.
+  foveal inspect Qwen3-VL-2B-Instruct
+      Architecture, tensors and memory plan; nothing is loaded.
+
+Logs go to stderr and are off; FOVEAL_LOG=info or FOVEAL_LOG=foveal_engine=debug turns them on.
+Exit status: 0 for an answer; 2 when the command line, the model folder, a picture or the request is wrong;
+1 when the device fails.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  foveal run --image chart.png \"What number is shown?\"
+  foveal run --model DIR --image - \"Describe the picture.\" < cat.jpg
+  foveal run --model DIR --temperature 0.7 --top-p 0.8 --seed 1 \"Write a haiku about snow.\"
+  foveal run --model DIR --json --logprobs 5 --max-tokens 16 \"Is it raining?\" | jq .logprobs
+  printf '%s\\n' '/image cat.jpg' 'What is this?' 'What colour is it?' | foveal run --model DIR
+
+In a chat each line is one turn; /image FILE adds a picture to the next one, /help lists the other commands.";
+
+/// Inference for the Qwen vision-language family: pictures and text in, text out, on any machine.
+#[derive(Debug, Parser)]
+#[command(name = "foveal", version, after_help = EXAMPLES, max_term_width = 110)]
+pub(crate) struct RawArgs {
+    #[command(subcommand)]
+    pub(crate) command: RawCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RawCommand {
+    /// Answers one prompt about any number of pictures, or chats.
+    ///
+    /// With a PROMPT: one answer, streamed to stdout. Without: a chat that reads lines from stdin and keeps its
+    /// pictures and its KV cache between turns.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<RawRun>),
+    /// Shows what a model folder holds, without loading it.
+    ///
+    /// Reads the config and the headers of the weight files only: architecture, element types, tensors by component,
+    /// and what the model will take in memory.
+    Inspect(RawInspect),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawRun {
+    /// What to ask; `-` reads it from stdin. Pictures stand before it in the message. Without it: a chat
+    pub(crate) prompt: Option<String>,
+
+    /// Model folder as the hub has it (config.json, model.safetensors, tokenizer.json, ...). Without it: the built-in
+    /// demonstration model, which knows shapes, colours and numbers
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+
+    /// Picture (JPEG, PNG, WebP, GIF's first frame, BMP); `-` reads it from stdin. Can be given several times
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) image: Vec<PathBuf>,
+
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+
+    /// Print one JSON object with text, tokens, counts and timings; in a chat one for each turn
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) sampling: RawSampling,
+    #[command(flatten)]
+    pub(crate) machine: RawMachine,
+}
+
+/// Where nothing is given, the model's generation_config.json decides, and where that says nothing: greedy.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sampling (defaults: the model's generation_config.json, else greedy)")]
+pub(crate) struct RawSampling {
+    /// The most tokens of an answer [default: until the model stops or its length is reached]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// 0 always takes the likeliest token; higher is more varied
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
+    /// Only the K likeliest tokens can be chosen; 0 keeps all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Only the likeliest tokens of total probability P can be chosen; 1 keeps all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Tokens less likely than P times the likeliest are dropped; 0 keeps all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+    /// Makes tokens of the prompt and the answer less likely; 1 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Makes tokens that the answer holds less likely, -2 to 2; 0 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// The same, growing with their count, -2 to 2; 0 is off
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// The same seed draws the same answer [default: a fresh one each time]
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// The answer ends before this text. Can be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// For each token the K best with their log-probabilities, best first; needs --json
+    #[arg(long, value_name = "K")]
+    pub(crate) logprobs: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct RawMachine {
+    /// auto, cpu, cuda or cuda:N. This version runs on the CPU
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: String,
+    /// Compute threads; 0 takes one for each core
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// The most tokens of a conversation, pictures and answer included [default: the model's, at most 8192]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_model_len: Option<usize>,
+    /// Pictures with fewer pixels are enlarged [default: the model's preprocessor_config.json]
+    #[arg(long, value_name = "N")]
+    pub(crate) min_pixels: Option<u64>,
+    /// Pictures with more pixels are reduced: fewer tokens, less detail [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_pixels: Option<u64>,
+    /// Run every step without captured graphs. The results are the same; a CPU never has any
+    #[arg(long)]
+    pub(crate) enforce_eager: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawInspect {
+    /// Model folder as the hub has it. Without it: the built-in demonstration model
+    #[arg(value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Conversation length that the memory plan is made for
+    #[arg(long, value_name = "N")]
+    pub(crate) max_model_len: Option<usize>,
+    /// List every tensor, not only the components
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}

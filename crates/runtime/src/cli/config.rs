@@ -1,0 +1,185 @@
+//! The command line as it is meant: checked once, here, and never again.
+
+use std::path::PathBuf;
+
+use foveal_device::DeviceKind;
+use foveal_runtime::ModelOptions;
+use foveal_types::SamplingParams;
+
+use super::args::{RawArgs, RawCommand, RawInspect, RawMachine, RawRun, RawSampling};
+use super::error::UsageError;
+use super::sampling::SamplingOverrides;
+
+/// More threads than any machine has cores: a slip of the finger, not a wish.
+const MAX_THREADS: usize = 1024;
+
+/// What to do.
+#[derive(Debug)]
+pub(crate) enum Config {
+    Run(Box<RunConfig>),
+    Inspect(InspectConfig),
+}
+
+/// Where a model is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ModelPlace {
+    BuiltIn,
+    Folder(PathBuf),
+}
+
+/// Where something that is read comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Input {
+    Stdin,
+    File(PathBuf),
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Prompt {
+    Text(String),
+    Stdin,
+    /// None: lines of stdin, one turn each.
+    Chat,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug)]
+pub(crate) struct RunConfig {
+    pub(crate) model: ModelPlace,
+    pub(crate) images: Vec<Input>,
+    pub(crate) prompt: Prompt,
+    pub(crate) system: Option<String>,
+    pub(crate) output: Output,
+    pub(crate) sampling: SamplingOverrides,
+    pub(crate) options: ModelOptions,
+}
+
+#[derive(Debug)]
+pub(crate) struct InspectConfig {
+    pub(crate) model: ModelPlace,
+    pub(crate) max_model_len: Option<usize>,
+    pub(crate) list_tensors: bool,
+    pub(crate) output: Output,
+}
+
+impl Config {
+    /// Checks every value and every combination.
+    ///
+    /// # Errors
+    /// [`UsageError`] with the option, what it was given and what would be right.
+    pub(crate) fn new(raw: RawArgs) -> Result<Self, UsageError> {
+        match raw.command {
+            RawCommand::Run(raw) => RunConfig::new(*raw).map(|config| Self::Run(Box::new(config))),
+            RawCommand::Inspect(raw) => InspectConfig::new(raw).map(Self::Inspect),
+        }
+    }
+}
+
+impl RunConfig {
+    fn new(raw: RawRun) -> Result<Self, UsageError> {
+        let RawRun { prompt, model, image, system, json, sampling, machine } = raw;
+        let prompt = match prompt {
+            None => Prompt::Chat,
+            Some(text) if text == "-" => Prompt::Stdin,
+            Some(text) => Prompt::Text(text),
+        };
+        let images: Vec<Input> = image.into_iter().map(input).collect();
+        let num_stdin = images.iter().filter(|image| **image == Input::Stdin).count();
+        if num_stdin > 0 && prompt == Prompt::Chat {
+            return Err(UsageError::new("--image -: a chat reads its turns from stdin; give the picture as a file"));
+        }
+        if num_stdin + usize::from(prompt == Prompt::Stdin) > 1 {
+            return Err(UsageError::new("`-` can be given once: stdin is either the prompt or one picture"));
+        }
+        if sampling.logprobs.is_some() && !json {
+            return Err(UsageError::new("--logprobs is printed as JSON only; add --json"));
+        }
+        Ok(Self {
+            model: place(model),
+            images,
+            prompt,
+            system,
+            output: output(json),
+            sampling: overrides(sampling)?,
+            options: options(machine)?,
+        })
+    }
+}
+
+impl InspectConfig {
+    fn new(raw: RawInspect) -> Result<Self, UsageError> {
+        let RawInspect { model, max_model_len, tensors, json } = raw;
+        check_model_len(max_model_len)?;
+        Ok(Self { model: place(model), max_model_len, list_tensors: tensors, output: output(json) })
+    }
+}
+
+fn place(model: Option<PathBuf>) -> ModelPlace {
+    model.map_or(ModelPlace::BuiltIn, ModelPlace::Folder)
+}
+
+fn input(path: PathBuf) -> Input {
+    if path.as_os_str() == "-" { Input::Stdin } else { Input::File(path) }
+}
+
+fn output(json: bool) -> Output {
+    if json { Output::Json } else { Output::Text }
+}
+
+fn check_model_len(max_model_len: Option<usize>) -> Result<(), UsageError> {
+    match max_model_len {
+        Some(n @ 0..2) => Err(UsageError::new(format!("--max-model-len is {n}; it must hold a prompt and an answer"))),
+        _ => Ok(()),
+    }
+}
+
+fn overrides(raw: RawSampling) -> Result<SamplingOverrides, UsageError> {
+    let overrides = SamplingOverrides {
+        max_tokens: raw.max_tokens,
+        temperature: raw.temperature,
+        top_k: raw.top_k,
+        top_p: raw.top_p,
+        min_p: raw.min_p,
+        repetition_penalty: raw.repetition_penalty,
+        presence_penalty: raw.presence_penalty,
+        frequency_penalty: raw.frequency_penalty,
+        seed: raw.seed,
+        stop: raw.stop,
+        logprobs: raw.logprobs,
+    };
+    match overrides.apply(SamplingParams::default()).validate() {
+        Ok(()) => Ok(overrides),
+        Err(error) => {
+            // The library names fields; here they are options.
+            let option = error.param.as_deref().map(|param| format!("--{}: ", param.replace('_', "-")));
+            Err(UsageError::new(option.unwrap_or_default() + &error.message))
+        }
+    }
+}
+
+fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
+    let RawMachine { device, threads, max_model_len, min_pixels, max_pixels, enforce_eager: _ } = raw;
+    check_model_len(max_model_len)?;
+    for (option, pixels) in [("--min-pixels", min_pixels), ("--max-pixels", max_pixels)] {
+        if pixels == Some(0) {
+            return Err(UsageError::new(format!("{option} is 0; it must be at least 1")));
+        }
+    }
+    if let (Some(min), Some(max)) = (min_pixels, max_pixels)
+        && min > max
+    {
+        return Err(UsageError::new(format!("--min-pixels is {min}, above --max-pixels {max}")));
+    }
+    if threads > MAX_THREADS {
+        return Err(UsageError::new(format!("--threads is {threads}; at most {MAX_THREADS} can be started")));
+    }
+    let device = device.parse::<DeviceKind>().map_err(|error| UsageError::new(format!("--device: {error}")))?;
+    Ok(ModelOptions { device, threads, max_model_len, min_pixels, max_pixels })
+}

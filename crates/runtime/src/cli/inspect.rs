@@ -1,0 +1,69 @@
+//! `foveal inspect`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use foveal_runtime::ModelReport;
+use indicatif::HumanBytes;
+
+use super::config::{InspectConfig, Output};
+use super::error::CliError;
+use super::open;
+use super::printer::write_line;
+
+pub(crate) fn inspect(config: &InspectConfig) -> Result<(), CliError> {
+    let folder = open(&config.model)?;
+    let report = ModelReport::of(&folder, config.max_model_len, config.list_tensors)?;
+    match config.output {
+        Output::Json => write_line(&report),
+        Output::Text => {
+            let mut stdout = std::io::stdout().lock();
+            stdout.write_all(text(&report).as_bytes())?;
+            Ok(stdout.flush()?)
+        }
+    }
+}
+
+/// The report as a page of text.
+fn text(report: &ModelReport) -> String {
+    let mut page = String::new();
+    // Writing to a string can't fail.
+    let _ = write_page(&mut page, report);
+    page
+}
+
+fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
+    writeln!(page, "{}: {} ({})", report.model, report.family, report.model_type)?;
+    match &report.unsupported {
+        None => writeln!(page, "  runs on this version")?,
+        Some(reason) => writeln!(page, "  {reason}")?,
+    }
+    if let Some(method) = &report.quantization {
+        writeln!(page, "  quantised by {method}, {} tensors of scales", report.scales)?;
+    }
+    writeln!(page, "\nArchitecture")?;
+    for (field, value) in &report.architecture {
+        writeln!(page, "  {field:<34}{value}")?;
+    }
+    writeln!(page, "\nTensors")?;
+    writeln!(page, "  {:<14}{:>8}{:>16}{:>12}  dtypes", "component", "tensors", "parameters", "bytes")?;
+    for part in &report.components {
+        let dtypes: Vec<String> = part.dtypes.iter().map(|(dtype, n)| format!("{dtype} {}", HumanBytes(*n))).collect();
+        let bytes = HumanBytes(part.bytes).to_string();
+        let dtypes = dtypes.join(", ");
+        writeln!(page, "  {:<14}{:>8}{:>16}{bytes:>12}  {dtypes}", part.component, part.tensors, part.parameters)?;
+    }
+    if !report.tensors.is_empty() {
+        writeln!(page)?;
+    }
+    for tensor in &report.tensors {
+        writeln!(page, "  {:<64} {:<5} {:?}", tensor.name, tensor.dtype, tensor.shape)?;
+    }
+    let memory = &report.memory;
+    writeln!(page, "\nMemory")?;
+    writeln!(page, "  {:<34}{}", "weights (mapped)", HumanBytes(memory.weights_bytes))?;
+    writeln!(page, "  {:<34}{}", "KV cache for one token (f32)", HumanBytes(memory.kv_bytes_per_token))?;
+    let label = format!("KV cache for {} tokens", memory.max_model_len);
+    writeln!(page, "  {label:<34}{}", HumanBytes(memory.kv_cache_bytes))?;
+    writeln!(page, "  {:<34}{}", "together", HumanBytes(memory.total_bytes))
+}

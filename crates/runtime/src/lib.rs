@@ -1,0 +1,26 @@
+//! Foveal as a library of its parts put together: [`Model::load`] opens a model folder, [`Chat`] talks with it, an
+//! [`Answer`] streams what it says. [`ModelReport`] looks at a folder without loading it.
+//!
+//! The `foveal` binary is a thin command line over this. Programs with other needs (several requests at once, an async
+//! runtime) take [`Model::processor`] and [`Model::engine`], or the crates themselves.
+//!
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod answer;
+mod built_in;
+mod chat;
+mod error;
+mod model;
+mod model_report;
+mod options;
+mod picture;
+
+pub use answer::{Answer, AnswerEvent};
+pub use built_in::built_in_model;
+pub use chat::Chat;
+pub use error::RuntimeError;
+pub use model::{Model, processor_settings};
+pub use model_report::{ComponentReport, MemoryPlan, ModelReport, TensorReport};
+pub use options::ModelOptions;
+pub use picture::Picture;

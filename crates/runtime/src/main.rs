@@ -1,0 +1,36 @@
+//! The `foveal` binary: reads the command line, does it, and turns what went wrong into one line and an exit status.
+#![forbid(unsafe_code)]
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::args::RawArgs;
+use cli::config::Config;
+use cli::{CliError, execute};
+
+/// What is logged, as `info` or `foveal_engine=debug`.
+const LOG_VARIABLE: &str = "FOVEAL_LOG";
+
+fn main() -> ExitCode {
+    // Usage errors of the parser itself end here, with status 2.
+    let raw = RawArgs::parse();
+    match start_logs().and_then(|()| execute(Config::new(raw)?)) {
+        Ok(()) | Err(CliError::StdoutClosed) => ExitCode::SUCCESS,
+        Err(error) => {
+            cli::show(&error);
+            ExitCode::from(error.exit_status())
+        }
+    }
+}
+
+/// Logs go to stderr, which answers and errors share: nothing is logged unless it is asked for.
+fn start_logs() -> Result<(), CliError> {
+    let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "off".to_owned());
+    let filter = EnvFilter::try_new(&directives).map_err(|_| CliError::Log { variable: LOG_VARIABLE, directives })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}

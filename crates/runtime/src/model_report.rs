@@ -1,0 +1,189 @@
+//! What a model folder holds and what it would take, from its config and the headers of its weight files alone.
+
+use std::collections::BTreeMap;
+
+use foveal_checkpoint::{CheckpointError, ModelConfig, ModelFolder, WeightSource};
+use foveal_device::DType;
+use foveal_engine::EngineBuilder;
+use serde::Serialize;
+
+use crate::RuntimeError;
+
+/// What a model folder holds and what it would take. Serialises to the JSON of `foveal inspect --json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// The folder's name.
+    pub model: String,
+    /// The family's published name.
+    pub family: &'static str,
+    /// The family's `model_type` in config.json.
+    pub model_type: &'static str,
+    /// Why this version can't run it; `None` if it can.
+    pub unsupported: Option<String>,
+    /// The decoder's and the tower's sizes, in the spelling of config.json.
+    pub architecture: BTreeMap<&'static str, serde_json::Value>,
+    /// The method of quantisation, if there is one.
+    pub quantization: Option<String>,
+    /// Tensors that hold scales of quantised weights.
+    pub scales: usize,
+    /// What the parts take.
+    pub components: Vec<ComponentReport>,
+    /// Every tensor, in the order of the names; empty unless it was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tensors: Vec<TensorReport>,
+    /// What the model takes when it runs.
+    pub memory: MemoryPlan,
+}
+
+/// What one part of a model takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct ComponentReport {
+    /// The part.
+    pub component: String,
+    /// Its tensors.
+    pub tensors: usize,
+    /// Its elements.
+    pub parameters: u64,
+    /// Its bytes.
+    pub bytes: u64,
+    /// Bytes by element type.
+    pub dtypes: BTreeMap<String, u64>,
+}
+
+/// One tensor.
+#[derive(Clone, Debug, Serialize)]
+pub struct TensorReport {
+    /// Its name in the file.
+    pub name: String,
+    /// Its element type.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub bytes: usize,
+}
+
+/// What a model takes in memory when it runs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MemoryPlan {
+    /// Weights, mapped from their files.
+    pub weights_bytes: u64,
+    /// Keys and values of one token, all layers together.
+    pub kv_bytes_per_token: u64,
+    /// Tokens of the longest conversation.
+    pub max_model_len: usize,
+    /// Keys and values of the longest conversation.
+    pub kv_cache_bytes: u64,
+    /// Weights and KV cache; working memory comes on top as it is used.
+    pub total_bytes: u64,
+}
+
+/// Endings of the tensors that hold scales of quantised weights, activations or caches.
+const SCALE_SUFFIXES: [&str; 5] = ["weight_scale_inv", "weight_scale", "input_scale", "k_scale", "v_scale"];
+
+impl ModelReport {
+    /// Looks at a folder. `max_model_len` is the conversation that the memory plan is made for, `None` the default of
+    /// `foveal run`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Checkpoint`] for a config or weight files that can't be read or contradict themselves, and for a
+    /// tensor that the model needs and the files lack.
+    pub fn of(folder: &ModelFolder, max_model_len: Option<usize>, list_tensors: bool) -> Result<Self, RuntimeError> {
+        let config = ModelConfig::load(folder)?;
+        let weights = WeightSource::open(folder)?;
+        let unsupported = config.ensure_supported().err().map(|error| error.to_string());
+        if unsupported.is_none() {
+            check_tensors(&config, &weights)?;
+        }
+        let tensor = |info: foveal_checkpoint::TensorInfo<'_>| TensorReport {
+            name: info.written_name.to_owned(),
+            dtype: info.dtype,
+            shape: info.shape.to_vec(),
+            bytes: info.len_bytes,
+        };
+        let is_scale = |name: &str| SCALE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
+        Ok(Self {
+            model: folder.name().to_owned(),
+            family: config.family.name(),
+            model_type: config.family.model_type(),
+            unsupported,
+            architecture: architecture(&config),
+            quantization: config.quantization.as_ref().map(|quantization| quantization.quant_method.clone()),
+            scales: weights.tensors().filter(|info| is_scale(info.name)).count(),
+            components: components(&weights),
+            tensors: if list_tensors { weights.tensors().map(tensor).collect() } else { Vec::new() },
+            memory: memory_plan(&config, &weights, max_model_len),
+        })
+    }
+}
+
+/// Every tensor of the config is there and has its shape.
+fn check_tensors(config: &ModelConfig, weights: &WeightSource) -> Result<(), CheckpointError> {
+    let shapes: BTreeMap<&str, _> = weights.tensors().map(|info| (info.name, (info.shape, info.file))).collect();
+    for spec in config.tensors()? {
+        match shapes.get(spec.name.as_str()) {
+            Some((shape, _)) if **shape == *spec.shape => {}
+            Some((shape, file)) => {
+                return Err(CheckpointError::WrongShape {
+                    file: (*file).to_owned(),
+                    tensor: spec.name,
+                    expected: spec.shape,
+                    got: shape.to_vec(),
+                });
+            }
+            None => {
+                return Err(CheckpointError::MissingTensor {
+                    tensor: spec.name,
+                    location: weights.location().to_owned(),
+                    expected: spec.shape,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn architecture(config: &ModelConfig) -> BTreeMap<&'static str, serde_json::Value> {
+    let (text, vision) = (&config.text, &config.vision);
+    BTreeMap::from([
+        ("hidden_size", text.hidden_size.into()),
+        ("num_hidden_layers", text.num_hidden_layers.into()),
+        ("num_attention_heads", text.num_attention_heads.into()),
+        ("num_key_value_heads", text.num_key_value_heads.into()),
+        ("head_dim", text.head_dim.into()),
+        ("intermediate_size", text.intermediate_size.into()),
+        ("vocab_size", text.vocab_size.into()),
+        ("max_position_embeddings", text.max_position_embeddings.into()),
+        ("mrope_section", text.mrope_section.to_vec().into()),
+        ("mrope_interleaved", text.mrope_interleaved.into()),
+        ("tie_word_embeddings", config.tie_word_embeddings.into()),
+        ("vision.depth", vision.depth.into()),
+        ("vision.hidden_size", vision.hidden_size.into()),
+        ("vision.num_heads", vision.num_heads.into()),
+        ("vision.patch_size", vision.patch_size.into()),
+        ("vision.spatial_merge_size", vision.spatial_merge_size.into()),
+        ("vision.deepstack_visual_indexes", vision.deepstack_visual_indexes.clone().into()),
+    ])
+}
+
+fn components(weights: &WeightSource) -> Vec<ComponentReport> {
+    let parts = weights.summary().into_iter().map(|(component, summary)| ComponentReport {
+        component: component.to_string(),
+        tensors: summary.num_tensors,
+        parameters: summary.num_parameters,
+        bytes: summary.len_bytes,
+        dtypes: summary.dtypes,
+    });
+    parts.collect()
+}
+
+fn memory_plan(config: &ModelConfig, weights: &WeightSource, max_model_len: Option<usize>) -> MemoryPlan {
+    let limit = config.text.max_position_embeddings;
+    let max_model_len = max_model_len.unwrap_or(EngineBuilder::DEFAULT_MAX_MODEL_LEN).min(limit);
+    // The CPU keeps keys and values as it computes them.
+    let kv_bytes_per_token = config.text.kv_bytes_per_token(DType::F32) as u64;
+    let kv_cache_bytes = kv_bytes_per_token.saturating_mul(max_model_len as u64);
+    let weights_bytes = weights.total_bytes();
+    let total_bytes = weights_bytes.saturating_add(kv_cache_bytes);
+    MemoryPlan { weights_bytes, kv_bytes_per_token, max_model_len, kv_cache_bytes, total_bytes }
+}
