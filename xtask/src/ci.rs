@@ -1,0 +1,30 @@
+//! `cargo xtask ci`: the same command here and in CI.
+
+use std::time::Instant;
+
+use xshell::{Shell, cmd};
+
+/// Runs every check in the order in which it is cheapest to fail.
+pub(crate) fn run(shell: &Shell) -> anyhow::Result<()> {
+    step("formatting", || Ok(cmd!(shell, "cargo fmt --all --check").run()?))?;
+    step("tidy", || Ok(cmd!(shell, "cargo xtask tidy").run()?))?;
+    step("clippy", || Ok(cmd!(shell, "cargo clippy --workspace --all-targets --locked -- -D warnings").run()?))?;
+    step("docs", || {
+        let _strict = shell.push_env("RUSTDOCFLAGS", "-D warnings");
+        Ok(cmd!(shell, "cargo doc --workspace --no-deps --locked").run()?)
+    })?;
+    // The README's test command, word for word.
+    step("tests", || Ok(cmd!(shell, "cargo test --workspace").run()?))?;
+    step("packages", || crate::package::run(shell))?;
+    step("licences", || Ok(cmd!(shell, "cargo deny check licenses bans sources").run()?))?;
+    println!("all checks passed");
+    Ok(())
+}
+
+fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    println!("=== {name}");
+    let start = Instant::now();
+    work().map_err(|e| e.context(format!("{name} failed")))?;
+    println!("=== {name}: {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}

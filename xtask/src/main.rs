@@ -1,0 +1,48 @@
+//! Automation of the Foveal workspace: `cargo xtask <command>`. Avoid adding more dependencies to this crate.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod ci;
+mod package;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+/// Automation of the Foveal workspace.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that CI runs: formatting, tidy, clippy, docs, tests, packages, licences.
+    Ci,
+    /// Checks the workspace's invariants: crate arrows, where unsafe may stand, file sizes, what crates must have.
+    Tidy,
+    /// Packages every publishable crate, as a registry would get it, and builds it from the package.
+    Package,
+    /// Micro-benchmarks, then a model of Qwen3-VL-2B's shape on this machine's CPU beside HF transformers.
+    Bench(bench::BenchArgs),
+}
+
+fn main() -> anyhow::Result<()> {
+    let root = workspace_root()?;
+    let shell = xshell::Shell::new()?;
+    shell.change_dir(&root);
+    match Args::parse().command {
+        Command::Ci => ci::run(&shell),
+        Command::Tidy => tidy::run(&root),
+        Command::Package => package::run(&shell),
+        Command::Bench(args) => bench::run(&shell, &root, &args),
+    }
+}
+
+/// The folder that holds the workspace's manifest.
+fn workspace_root() -> anyhow::Result<std::path::PathBuf> {
+    let manifest = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = manifest.parent().ok_or_else(|| anyhow::anyhow!("{} has no parent folder", manifest.display()))?;
+    Ok(root.to_owned())
+}

@@ -1,0 +1,68 @@
+//! What every crate must have.
+
+use std::fs;
+use std::path::Path;
+
+use super::arrows::Package;
+
+/// Where unsafe code may stand.
+const MAY_BE_UNSAFE: &[&str] = &["device", "checkpoint", "kernels", "pinned", "graphs"];
+
+/// Checks the files of every package.
+pub(crate) fn check(root: &Path, packages: &[Package], faults: &mut Vec<String>) -> anyhow::Result<()> {
+    for package in packages {
+        let name = &package.name;
+        let lib = package.folder.join("src/lib.rs");
+        let entry = if lib.exists() { lib } else { package.folder.join("src/main.rs") };
+        let source = fs::read_to_string(&entry)?;
+        if !MAY_BE_UNSAFE.contains(&name.as_str()) && !source.contains("#![forbid(unsafe_code)]") {
+            faults.push(format!("{}: `#![forbid(unsafe_code)]` is missing", shown(root, &entry)));
+        }
+        if entry.ends_with("lib.rs") {
+            only_declarations(root, &entry, &source, faults);
+        }
+        let manifest = fs::read_to_string(package.folder.join("Cargo.toml"))?;
+        if !manifest.contains("[lints]\nworkspace = true") {
+            faults.push(format!("{name}: Cargo.toml doesn't take the workspace's lints"));
+        }
+        if package.publishable {
+            publishable(package, faults);
+        }
+    }
+    Ok(())
+}
+
+/// `lib.rs` holds docs, attributes, `mod` and `use` lines and nothing else.
+fn only_declarations(root: &Path, path: &Path, source: &str, faults: &mut Vec<String>) {
+    let mut inside_use = false;
+    for (number, line) in source.lines().enumerate() {
+        let line = line.trim();
+        let declares = ["//", "#", "mod ", "pub mod ", "pub(crate) mod ", "use ", "pub use ", "pub(crate) use "]
+            .iter()
+            .any(|start| line.starts_with(start));
+        if !line.is_empty() && !declares && !inside_use {
+            faults.push(format!("{}:{}: lib.rs holds only docs, mod and use lines", shown(root, path), number + 1));
+        }
+        if line.contains("use ") || inside_use {
+            inside_use = !line.ends_with(';') && !line.starts_with("//");
+        }
+    }
+}
+
+/// What a registry and its readers ask for.
+fn publishable(package: &Package, faults: &mut Vec<String>) {
+    for file in ["README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+        if !package.folder.join(file).exists() {
+            faults.push(format!("{}: {file} is missing", package.name));
+        }
+    }
+    let examples = fs::read_dir(package.folder.join("examples")).map(|entries| entries.count()).unwrap_or(0);
+    if examples == 0 && package.name != "runtime" {
+        faults.push(format!("{}: a library has an example in examples/", package.name));
+    }
+}
+
+/// A path as a reader knows it.
+pub(crate) fn shown(root: &Path, path: &Path) -> String {
+    path.strip_prefix(root).unwrap_or(path).display().to_string()
+}
