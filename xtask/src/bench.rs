@@ -118,7 +118,7 @@ fn foveal(root: &Path, folder: &Path, threads: usize, args: &BenchArgs) -> anyho
     };
     let decode_s = number("/timings/decode_s")?;
     let steps = number("/completion_tokens")? - 1.0;
-    let turn = Turn { prefill_s: number("/timings/prefill_s")?, decode_step_s: decode_s / steps };
+    let turn = Turn { prefill_s: number("/timings/ttft_s")?, decode_step_s: decode_s / steps };
     Ok((turn, number("/prompt_tokens")? as usize, peak))
 }
 

@@ -109,7 +109,8 @@ impl Decoder {
         let (settings, rope) = (&self.settings, &self.rope);
         let step = Step { stream, settings, rope, layout: cache.layout(), batch: batch.views()? };
         if batch.num_tokens() > 0 {
-            self.run_layers(&step, batch, cache, workspace)?;
+            // Inside of the stream's threads for the whole step: entering them costs more than a small operator does.
+            stream.install(|| self.run_layers(&step, batch, cache, workspace))?;
         }
         Ok(workspace.logits.rows(0..batch.logit_rows.len())?)
     }
