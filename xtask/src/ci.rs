@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use anyhow::ensure;
 use xshell::{Shell, cmd};
 
 /// Runs every check in the order in which it is cheapest to fail.
@@ -15,6 +16,15 @@ pub(crate) fn run(shell: &Shell) -> anyhow::Result<()> {
     })?;
     // The README's test command, word for word.
     step("tests", || Ok(cmd!(shell, "cargo test --workspace").run()?))?;
+    step("the README's first command", || {
+        let model = "tests/fixtures/tiny";
+        let image = "tests/fixtures/images/shapes.png";
+        let prompt = "Describe the picture.";
+        let answer = cmd!(shell, "cargo run --release -- run --model {model} --image {image} {prompt}").read()?;
+        println!("{answer}");
+        ensure!(answer.starts_with("There are four shapes:"), "the picture has four shapes");
+        Ok(())
+    })?;
     step("packages", || crate::package::run(shell))?;
     step("licences", || Ok(cmd!(shell, "cargo deny check licenses bans sources").run()?))?;
     println!("all checks passed");

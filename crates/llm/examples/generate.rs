@@ -2,11 +2,11 @@
 //!
 //!     cargo run -p foveal-llm --example generate
 
-use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource};
-use foveal_device::{DType, Device};
-use foveal_kernels::KvLayout;
+use foveal_llm::KvLayout;
+use foveal_llm::checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource};
+use foveal_llm::device::{DType, Device};
+use foveal_llm::types::TokenId;
 use foveal_llm::{Batch, BatchLimits, Decoder, GenerationDefaults, Sampler, SamplerState, StopCriteria};
-use foveal_types::TokenId;
 
 /// "Count from 3 to 12." in the model's chat format.
 const PROMPT: [i32; 21] =

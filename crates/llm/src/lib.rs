@@ -39,3 +39,9 @@ pub use sampler::{SampledToken, Sampler, SamplerState};
 pub use settings::DecoderSettings;
 pub use stop::StopCriteria;
 pub use workspace::{BatchLimits, Workspace};
+
+// The crates whose types stand in the signatures above: one dependency is enough to use this one.
+pub use foveal_checkpoint as checkpoint;
+pub use foveal_device as device;
+pub use foveal_kernels::KvLayout;
+pub use foveal_types as types;

@@ -9,9 +9,6 @@ use serde_json::Value;
 use crate::chat_template::Origin;
 use crate::error::ProcessorError;
 
-/// Characters that may mark a string: the supplementary private-use planes, which no tokenizer's rules mention.
-const MARKERS: [std::ops::RangeInclusive<char>; 2] = ['\u{F0000}'..='\u{FFFFD}', '\u{100000}'..='\u{10FFFD}'];
-
 /// One added token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AddedToken {
@@ -118,11 +115,6 @@ impl AddedTokens {
             out.push(marker);
         }
         Some(out)
-    }
-
-    /// A marker that none of `strings` holds and the template neither.
-    pub(crate) fn free_marker(taken: impl Fn(char) -> bool) -> Result<char, ProcessorError> {
-        MARKERS.into_iter().flatten().find(|&c| !taken(c)).ok_or(ProcessorError::NoMarkerLeft)
     }
 
     /// The special tokens' number, for tests and reports.

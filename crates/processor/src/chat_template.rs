@@ -70,9 +70,9 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens, has_tool_use })
     }
 
-    /// Whether any template's source holds `c`.
-    pub(crate) fn contains(&self, c: char) -> bool {
-        self.environment.templates().any(|(_, template)| template.source().contains(c))
+    /// Shows every template's source.
+    pub(crate) fn for_each_source(&self, mut see: impl FnMut(&str)) {
+        self.environment.templates().for_each(|(_, template)| see(template.source()));
     }
 
     /// Renders the chat. `enter` sees every string of the request and may replace it.

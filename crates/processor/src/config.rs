@@ -66,17 +66,67 @@ fn pixels(value: &Value, file: &str, field: &str) -> Result<Option<u64>, Process
     }
 }
 
-/// Three numbers.
-fn per_channel(json: &Value, file: &str, field: &str, default: [f32; 3]) -> Result<[f32; 3], ProcessorError> {
-    let Some(array) = json[field].as_array() else {
-        return if json[field].is_null() {
-            Ok(default)
-        } else {
-            Err(ProcessorError::bad_file(file, format!("`{field}` must be a list of three numbers")))
-        };
+/// Three numbers, each of them `allowed`; `what` names those.
+fn per_channel(
+    (json, file): (&Value, &str),
+    field: &str,
+    default: [f32; 3],
+    (allowed, what): (fn(f32) -> bool, &str),
+) -> Result<[f32; 3], ProcessorError> {
+    let value = &json[field];
+    if value.is_null() {
+        return Ok(default);
+    }
+    let numbers: Option<Vec<f32>> =
+        value.as_array().and_then(|array| array.iter().map(|v| number(v).filter(|&v| allowed(v))).collect());
+    let three = numbers.and_then(|numbers| numbers.try_into().ok());
+    three.ok_or_else(|| {
+        ProcessorError::bad_file(file, format!("`{field}` is {value}; a list of three {what} was expected"))
+    })
+}
+
+/// A finite `f32`.
+fn number(value: &Value) -> Option<f32> {
+    value.as_f64().map(|v| v as f32).filter(|v| v.is_finite())
+}
+
+/// What divides or multiplies pixels: zero would wipe the picture out, a negative number isn't meant.
+fn above_zero(value: f32) -> bool {
+    value > 0.0
+}
+
+/// The least and the most pixels: `min_pixels` and `max_pixels` win over `size`, as in HF's constructor.
+fn budget(json: &Value, file: &str, defaults: PixelBudget) -> Result<PixelBudget, ProcessorError> {
+    const FORMS: [(&str, &str); 2] = [("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels")];
+    let size = &json["size"];
+    let bad_size = || {
+        let reason = format!("`size` is {size}; an object of `shortest_edge` and `longest_edge` was expected");
+        ProcessorError::bad_file(file, reason)
     };
-    let numbers: Vec<f32> = array.iter().filter_map(Value::as_f64).map(|v| v as f32).collect();
-    numbers.try_into().map_err(|_| ProcessorError::bad_file(file, format!("`{field}` must be a list of three numbers")))
+    if !(size.is_null() || size.is_object()) {
+        return Err(bad_size());
+    }
+    // HF drops the old names from `size` where they stand beside it, too.
+    let known = |key: &str| FORMS.iter().any(|&(edge, old)| key == edge || key == old && !json[old].is_null());
+    if size.as_object().into_iter().flatten().any(|(key, value)| !value.is_null() && !known(key)) {
+        return Err(bad_size());
+    }
+    let bound = |(edge, old): (&str, &str), default: u64| {
+        let old_form = pixels(&json[old], file, old)?;
+        let new_form = pixels(&size[edge], file, edge)?;
+        match old_form.or(new_form) {
+            Some(pixels) => Ok(pixels),
+            // A `size` replaces HF's default as a whole.
+            None if size.is_null() => Ok(default),
+            None => Err(bad_size()),
+        }
+    };
+    let min_pixels = bound(FORMS[0], defaults.min_pixels)?;
+    let max_pixels = bound(FORMS[1], defaults.max_pixels)?;
+    if min_pixels > max_pixels {
+        return Err(ProcessorError::bad_file(file, format!("{min_pixels} pixels at least, {max_pixels} at most")));
+    }
+    Ok(PixelBudget { min_pixels, max_pixels })
 }
 
 /// Defaults that differ between HF's processors.
@@ -116,29 +166,21 @@ impl VisionConfig {
             return Err(ProcessorError::bad_file(file, "a JSON object was expected"));
         }
         refuse_unsupported(&json, file)?;
-        let size = &json["size"];
-        let bound = |edge: &str, old: &str, default: u64| {
-            // `min_pixels` and `max_pixels` win over `size`, as in HF's constructor.
-            let old_form = pixels(&json[old], file, old)?;
-            let new_form = pixels(&size[edge], file, edge)?;
-            Ok::<_, ProcessorError>(old_form.or(new_form).unwrap_or(default))
+        let rescale_factor = match &json["rescale_factor"] {
+            Value::Null => 1.0 / 255.0,
+            value => number(value).filter(|&v| above_zero(v)).ok_or_else(|| {
+                ProcessorError::bad_file(file, format!("`rescale_factor` is {value}; a number above 0 was expected"))
+            })?,
         };
-        let budget = PixelBudget {
-            min_pixels: bound("shortest_edge", "min_pixels", defaults.budget.min_pixels)?,
-            max_pixels: bound("longest_edge", "max_pixels", defaults.budget.max_pixels)?,
-        };
-        if budget.min_pixels > budget.max_pixels {
-            let PixelBudget { min_pixels, max_pixels } = budget;
-            return Err(ProcessorError::bad_file(file, format!("{min_pixels} pixels at least, {max_pixels} at most")));
-        }
-        let rescale_factor = json["rescale_factor"].as_f64().unwrap_or(1.0 / 255.0) as f32;
+        let mean_rule: (fn(f32) -> bool, _) = (f32::is_finite, "numbers");
+        let std_rule: (fn(f32) -> bool, _) = (above_zero, "numbers above 0");
         Ok(Self {
             patch_size: side(&json, file, "patch_size", defaults.patch_size)?,
             temporal_patch_size: side(&json, file, "temporal_patch_size", 2)?,
             merge_size: side(&json, file, "merge_size", 2)?,
-            budget,
-            image_mean: per_channel(&json, file, "image_mean", defaults.mean)?,
-            image_std: per_channel(&json, file, "image_std", defaults.std)?,
+            budget: budget(&json, file, defaults.budget)?,
+            image_mean: per_channel((&json, file), "image_mean", defaults.mean, mean_rule)?,
+            image_std: per_channel((&json, file), "image_std", defaults.std, std_rule)?,
             rescale_factor,
         })
     }
@@ -159,25 +201,122 @@ impl VisionConfig {
 /// What would silently give other pixels is refused by name.
 fn refuse_unsupported(json: &Value, file: &str) -> Result<(), ProcessorError> {
     let unsupported = |what: String| Err(ProcessorError::Unsupported { file: file.into(), what });
-    for switch in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
-        if json[switch] == Value::Bool(false) {
-            return unsupported(format!("`{switch}: false`"));
+    let bad = |field: &str, what: &str| {
+        Err(ProcessorError::bad_file(file, format!("`{field}` is {}; {what} was expected", json[field])))
+    };
+    let switches = ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"].map(|switch| (switch, true));
+    for (switch, done) in switches.into_iter().chain([("cap_pixels_per_frame", false)]) {
+        match &json[switch] {
+            Value::Null => {}
+            Value::Bool(value) if *value == done => {}
+            Value::Bool(value) => return unsupported(format!("`{switch}: {value}`")),
+            _ => return bad(switch, "true or false"),
         }
     }
-    if json["cap_pixels_per_frame"] == Value::Bool(true) {
-        return unsupported("`cap_pixels_per_frame: true`".into());
-    }
-    if let Some(resample) = json["resample"].as_u64()
-        && resample != PIL_BICUBIC
-    {
-        return unsupported(format!("`resample: {resample}` ({PIL_BICUBIC}, bicubic, is what this processor does)"));
+    match &json["resample"] {
+        Value::Null => {}
+        value => match value.as_u64() {
+            Some(PIL_BICUBIC) => {}
+            Some(number) => {
+                return unsupported(format!(
+                    "`resample: {number}` ({PIL_BICUBIC}, bicubic, is what this processor does)"
+                ));
+            }
+            None => return bad("resample", "a number"),
+        },
     }
     for field in ["image_processor_type", "video_processor_type"] {
-        if let Some(name) = json[field].as_str()
-            && !(name.starts_with("Qwen2") || name.starts_with("Qwen3"))
-        {
-            return unsupported(format!("`{field}: {name}` (a Qwen2-VL or Qwen3-VL processor was expected)"));
+        match &json[field] {
+            Value::Null => {}
+            Value::String(name) if name.starts_with("Qwen2") || name.starts_with("Qwen3") => {}
+            Value::String(name) => {
+                return unsupported(format!("`{field}: {name}` (a Qwen2-VL or Qwen3-VL processor was expected)"));
+            }
+            _ => return bad(field, "a name"),
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{Defaults, VisionConfig};
+    use crate::error::ProcessorError;
+    use crate::smart_resize::PixelBudget;
+
+    fn parse(json: &Value) -> Result<VisionConfig, ProcessorError> {
+        VisionConfig::parse(json.to_string().as_bytes(), "preprocessor_config.json", Defaults::IMAGE)
+    }
+
+    #[test]
+    fn wrong_values_are_refused_by_file_and_field() {
+        let cases = [
+            ("size", json!("x")),
+            ("size", json!(448)),
+            ("size", json!([1, 2])),
+            ("size", json!({"height": 448, "width": 448})),
+            ("size", json!({"shortest_edge": 3136, "longest_edge": 9999, "height": 448})),
+            ("size", json!({"min_pixels": 3136, "max_pixels": 9999})),
+            ("size", json!({"shortest_edge": 3136})),
+            ("size", json!({})),
+            ("shortest_edge", json!(0)),
+            ("longest_edge", json!("x")),
+            ("longest_edge", json!(-1)),
+            ("min_pixels", json!("x")),
+            ("max_pixels", json!(1.5)),
+            ("rescale_factor", json!("x")),
+            ("rescale_factor", json!(0)),
+            ("rescale_factor", json!(-0.1)),
+            ("rescale_factor", json!(1e300)),
+            ("rescale_factor", json!(1e-60)),
+            ("image_mean", json!(0.5)),
+            ("image_mean", json!([0.5, 0.5])),
+            ("image_mean", json!([0.5, 0.5, 0.5, 0.5])),
+            ("image_mean", json!([0.5, "x", 0.5])),
+            ("image_mean", json!([0.5, 0.5, 0.5, "x"])),
+            ("image_mean", json!([0.5, 1e300, 0.5])),
+            ("image_std", json!([0.5, 0.5, 0.5, null])),
+            ("image_std", json!([0, 0, 0])),
+            ("image_std", json!([0.5, -0.5, 0.5])),
+            ("image_std", json!("x")),
+            ("patch_size", json!("14")),
+            ("merge_size", json!(0)),
+            ("do_resize", json!("false")),
+            ("cap_pixels_per_frame", json!(1)),
+            ("resample", json!("bicubic")),
+            ("image_processor_type", json!(3)),
+        ];
+        for (field, value) in cases {
+            let json = match field {
+                "shortest_edge" => json!({"size": {"shortest_edge": value, "longest_edge": 9999}}),
+                "longest_edge" => json!({"size": {"shortest_edge": 3136, "longest_edge": value}}),
+                field => json!({field: value}),
+            };
+            let error = parse(&json).expect_err(&json.to_string());
+            assert!(matches!(error, ProcessorError::BadFile { .. }), "{json}: {error:?}");
+            let message = error.to_string();
+            assert!(
+                message.contains("`preprocessor_config.json`") && message.contains(&format!("`{field}`")),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_published_form_of_the_pixel_limits_is_read() {
+        let want = PixelBudget { min_pixels: 3136, max_pixels: 9999 };
+        for json in [
+            json!({"min_pixels": 3136, "max_pixels": 9999}),
+            json!({"size": {"shortest_edge": 3136, "longest_edge": 9999}}),
+            json!({"size": {"shortest_edge": 3136, "longest_edge": 9999, "height": null}}),
+            json!({"size": {"min_pixels": 1, "max_pixels": 2}, "min_pixels": 3136, "max_pixels": 9999}),
+            json!({"size": {"shortest_edge": 3136, "longest_edge": 1}, "max_pixels": 9999}),
+            json!({"size": null, "min_pixels": 3136, "max_pixels": 9999, "rescale_factor": null}),
+        ] {
+            assert_eq!(parse(&json).unwrap_or_else(|e| panic!("{json}: {e}")).budget, want, "{json}");
+        }
+        assert_eq!(parse(&json!({})).expect("the defaults").budget, Defaults::IMAGE.budget);
+    }
 }

@@ -137,8 +137,8 @@ pub fn decode<'a>(input: &'a ImageInput, limits: &Limits) -> Result<RgbPicture<'
     };
     let (mut decoder, format) = open(bytes, limits)?;
     check_header(&decoder, limits)?;
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(PictureError::Truncated { format: "JPEG" });
+    if format == ImageFormat::Jpeg {
+        crate::jpeg::check_scans(bytes)?;
     }
     if format == ImageFormat::Gif {
         let max_frame_bytes = limits.max_image_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
@@ -155,6 +155,9 @@ pub fn decode<'a>(input: &'a ImageInput, limits: &Limits) -> Result<RgbPicture<'
         Some(frame) => DynamicImage::ImageRgb8(on_canvas(&frame, decoder.dimensions(), limits)?),
         None => DynamicImage::from_decoder(decoder).map_err(|error| failure(&error, format))?,
     };
+    if format == ImageFormat::Png && png_is_grey(bytes) {
+        picture = without_made_up_alpha(picture);
+    }
     picture.apply_orientation(orientation);
     let (width, height) = (picture.width(), picture.height());
     Ok(RgbPicture { width, height, pixels: Cow::Owned(to_rgb(picture)) })
@@ -197,6 +200,22 @@ fn failure(error: &image::ImageError, format: ImageFormat) -> PictureError {
     }
 }
 
+/// Whether a PNG's header says grey without alpha.
+fn png_is_grey(bytes: &[u8]) -> bool {
+    /// Behind the signature, the chunk's length and name, width, height and depth.
+    const COLOUR_TYPE_AT: usize = 25;
+    bytes.get(COLOUR_TYPE_AT) == Some(&0)
+}
+
+/// Undoes the decoder's turning of one transparent 16-bit grey (`tRNS`) into alpha: Pillow keeps such a picture grey, and
+/// clips it where it takes the high byte of stored grey with alpha.
+fn without_made_up_alpha(picture: DynamicImage) -> DynamicImage {
+    match picture {
+        DynamicImage::ImageLumaA16(_) => DynamicImage::ImageLuma16(picture.into_luma16()),
+        other => other,
+    }
+}
+
 /// Pillow's `convert("RGB")` of what Pillow would have opened.
 fn to_rgb(picture: DynamicImage) -> Vec<u8> {
     /// The first three of every four samples.
@@ -219,33 +238,4 @@ fn to_rgb(picture: DynamicImage) -> Vec<u8> {
         DynamicImage::ImageRgba16(p) => p.as_raw().chunks_exact(4).flat_map(|v| [v[0], v[1], v[2]].map(high)).collect(),
         other => other.into_rgb8().into_raw(),
     }
-}
-
-/// Whether the file reaches its end-of-image marker, as Pillow demands; the decoder would fill the rest with grey.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    const SOS: u8 = 0xDA;
-    const EOI: u8 = 0xD9;
-    let mut at = 2;
-    while let Some(&byte) = bytes.get(at) {
-        if byte != 0xFF {
-            at += 1;
-            continue;
-        }
-        match bytes.get(at + 1) {
-            None => return false,
-            Some(&EOI) => return true,
-            // Fill bytes, stuffed bytes and markers without a length.
-            Some(0xFF) => at += 1,
-            Some(0x00 | 0x01 | 0xD0..=0xD8) => at += 2,
-            Some(&marker) => {
-                let Some(len) = bytes.get(at + 2..at + 4) else { return false };
-                at += 2 + usize::from(u16::from_be_bytes([len[0], len[1]]));
-                if marker == SOS {
-                    // The entropy-coded data follows; the loop skips it byte by byte up to the next marker.
-                    continue;
-                }
-            }
-        }
-    }
-    false
 }

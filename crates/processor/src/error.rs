@@ -43,6 +43,12 @@ pub enum PictureError {
         /// The limit.
         max_pixels: u64,
     },
+    /// More scans than a JPEG may have; each costs a pass over the whole picture.
+    #[error("the JPEG has more than {max_scans} scans; save it with fewer")]
+    TooManyScans {
+        /// The limit.
+        max_scans: usize,
+    },
     /// A side of zero pixels.
     #[error("{width}x{height} holds no pixel")]
     Empty {

@@ -2,7 +2,8 @@
 
 use crate::error::{PictureError, ProcessorError};
 
-/// What a request may cost. Every limit is checked on headers and lengths, before memory is taken.
+/// What a request may cost. Every limit is checked on headers and lengths, before memory is taken. A JPEG may have 100 scans
+/// (encoders write about ten): that limit is fixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The most bytes of one encoded picture. Default: 20 MiB.

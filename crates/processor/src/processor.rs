@@ -9,12 +9,12 @@ use foveal_mrope::{PositionRule, TemporalRule, position_ids};
 use foveal_types::{PixelLender, PreparedRequest, SamplingParams, TokenId};
 use serde_json::Value;
 
-use crate::added_tokens::AddedTokens;
 use crate::chat_template::{ChatTemplate, Origin};
 use crate::config::{Defaults, Normalization, VisionConfig};
 use crate::detokenizer::Detokenizer;
 use crate::error::ProcessorError;
 use crate::limits::Limits;
+use crate::markers::UsedMarkers;
 use crate::message::{ChatRequest, Content, ContentPart};
 use crate::model_files::ModelFiles;
 use crate::pictures::PicturePipeline;
@@ -64,7 +64,8 @@ impl std::fmt::Debug for Processor {
 
 impl Processor {
     /// Opens a model folder: `tokenizer.json`, the chat template, `preprocessor_config.json` and
-    /// `video_preprocessor_config.json`. Without the last two the model takes text only.
+    /// `video_preprocessor_config.json`. Without the last two the model takes text only; without the last one alone, the
+    /// one before it speaks for videos, too.
     ///
     /// # Errors
     /// [`ProcessorError`] that names the file that is missing, unreadable, wrong or asks for something unsupported.
@@ -178,8 +179,10 @@ impl Processor {
         if len_bytes > max_bytes {
             return Err(ProcessorError::TooMuchText { len_bytes, max_bytes });
         }
-        let taken = |c: char| self.template.contains(c) || strings.iter().any(|s| s.contains(c));
-        let marker = AddedTokens::free_marker(taken)?;
+        let mut used = UsedMarkers::new();
+        self.template.for_each_source(|source| used.note(source));
+        strings.iter().for_each(|s| used.note(s));
+        let marker = used.first_free()?;
         let added = self.tokenizer.added();
         let enter = |text: &str, origin: Origin| added.mark(text, origin, marker);
         let rendered = self.template.render(chat, &enter).map_err(|error| match error {
@@ -230,7 +233,13 @@ fn picture_pipeline(
 ) -> Result<Option<PicturePipeline>, ProcessorError> {
     const IMAGE: &str = "preprocessor_config.json";
     const VIDEO: &str = "video_preprocessor_config.json";
-    let Some(bytes) = files.bytes(IMAGE)? else { return Ok(None) };
+    let Some(bytes) = files.bytes(IMAGE)? else {
+        if files.bytes(VIDEO)?.is_some() {
+            let need = "there is a `video_preprocessor_config.json`, and still pictures need their settings, too";
+            return Err(ProcessorError::MissingFile { file: IMAGE, need });
+        }
+        return Ok(None);
+    };
     let temporal = settings.position_rule.temporal;
     let defaults = match temporal {
         TemporalRule::FramesBetweenTimestamps => Defaults::VIDEO_QWEN3,

@@ -39,7 +39,7 @@ fn every_format_and_mode_gives_pillows_pixels() {
         .filter(|name| !name.ends_with(".rgb.png"))
         .collect();
     names.sort();
-    assert!(names.len() > 35, "{names:?}");
+    assert!(names.len() > 37, "{names:?}");
     let mut wrong = Vec::new();
     for name in names {
         let read = |file: &str| decode_bytes(std::fs::read(folder.join(file)).expect(file)).expect(file);
@@ -118,6 +118,31 @@ fn cut_and_damaged_files_never_panic() {
             let _ = decode_bytes(damaged);
         }
     }
+}
+
+/// The picture with its first scan, which gives the lowest frequency, written `times` times: the pixels stay the same.
+fn with_first_scan_repeated(jpeg: &[u8], times: usize) -> Vec<u8> {
+    let is_marker = |at: &usize| jpeg[*at] == 0xFF && !matches!(jpeg[at + 1], 0 | 0xFF | 0xD0..=0xD7);
+    let start = (0..jpeg.len() - 1).find(|&at| jpeg[at..].starts_with(&[0xFF, 0xDA])).expect("a scan");
+    let end = (start + 2..jpeg.len() - 1).find(is_marker).expect("the next marker");
+    [&jpeg[..start], &jpeg[start..end].repeat(times), &jpeg[end..]].concat()
+}
+
+#[test]
+fn a_jpeg_has_a_hundred_scans_at_most() {
+    let bytes = std::fs::read(common::reference_path("pictures/progressive.jpg")).expect("progressive.jpg");
+    let num_scans = bytes.windows(2).filter(|pair| pair == &[0xFF, 0xDA]).count();
+    let repeated = |total: usize| decode_bytes(with_first_scan_repeated(&bytes, total - num_scans + 1));
+    let plain = decode_bytes(bytes.clone());
+    assert!(plain.is_ok() && repeated(100) == plain);
+    for total in [101, 5000] {
+        assert_eq!(repeated(total), Err(PictureError::TooManyScans { max_scans: 100 }));
+    }
+    // The decoder library doesn't count the scans of a file that isn't progressive.
+    let baseline = std::fs::read(common::reference_path("pictures/420.jpg")).expect("420.jpg");
+    assert!(decode_bytes(with_first_scan_repeated(&baseline, 100)).is_ok());
+    let error = decode_bytes(with_first_scan_repeated(&baseline, 101));
+    assert_eq!(error, Err(PictureError::TooManyScans { max_scans: 100 }));
 }
 
 #[test]

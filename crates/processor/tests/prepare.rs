@@ -268,6 +268,31 @@ fn text_that_holds_markers_itself_is_kept() {
     assert!(processor.tokenizer().decode(&got.input_ids).contains(typed));
 }
 
+/// A search of the text for each candidate would take minutes here.
+#[test]
+fn a_text_that_leaves_no_marker_is_refused() {
+    let all: String = ('\u{F0000}'..='\u{FFFFD}').chain('\u{100000}'..='\u{10FFFD}').collect();
+    let words = format!("{}{all}", "x".repeat((16 << 20) - all.len()));
+    let error = prepare(&tiny(), &user(vec![text(&words)])).expect_err("no marker is left");
+    assert_eq!(error, ProcessorError::NoMarkerLeft);
+    assert!(matches!(foveal_types::Error::from(error), foveal_types::Error::Request(_)));
+}
+
+#[test]
+fn video_settings_alone_are_refused() {
+    let read = |name: &str| {
+        let of_the_image = match name {
+            "preprocessor_config.json" => return None,
+            "video_preprocessor_config.json" => "preprocessor_config.json",
+            name => name,
+        };
+        std::fs::read(common::fixture("tiny").join(of_the_image)).ok().map(std::borrow::Cow::Owned)
+    };
+    let error =
+        foveal_processor::Processor::from_reader(read, common::settings("tiny")).expect_err("half the settings");
+    assert!(matches!(error, ProcessorError::MissingFile { file: "preprocessor_config.json", .. }), "{error:?}");
+}
+
 #[test]
 fn ordinary_chats_have_the_ids_of_the_whole_rendered_string() {
     let processor = tiny();

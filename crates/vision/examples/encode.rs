@@ -5,9 +5,9 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use foveal_checkpoint::{ModelConfig, ModelFolder, WeightSource, prefix};
-use foveal_device::{DType, Device, Tensor};
-use foveal_mrope::GridThw;
+use foveal_vision::checkpoint::{ModelConfig, ModelFolder, WeightSource, prefix};
+use foveal_vision::device::{DType, Device, Tensor};
+use foveal_vision::mrope::GridThw;
 use foveal_vision::{Normalisation, Patches, VisionInput, VisionOutput, VisionTower};
 
 fn main() -> Result<(), Box<dyn Error>> {

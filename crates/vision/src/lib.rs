@@ -27,3 +27,8 @@ pub use input::{Patches, VisionInput, VisionOutput};
 pub use patch_embed::Normalisation;
 pub use tower::VisionTower;
 pub use workspace::Workspace;
+
+// The crates whose types stand in the signatures above: one dependency is enough to use this one.
+pub use foveal_checkpoint as checkpoint;
+pub use foveal_device as device;
+pub use foveal_mrope as mrope;

@@ -39,6 +39,9 @@ pub(crate) fn check(root: &Path, faults: &mut Vec<String>) -> anyhow::Result<()>
         }
         let source = fs::read_to_string(&path).with_context(|| name.to_owned())?;
         hygiene(name, &source, faults);
+        if name.ends_with(".md") {
+            links(&path, name, &source, faults);
+        }
         if name.ends_with(".rs") {
             rust(name, &source, faults);
         }
@@ -57,6 +60,18 @@ fn hygiene(name: &str, source: &str, faults: &mut Vec<String>) {
         }
         if line.contains('\t') && !name.ends_with(".md") {
             faults.push(format!("{name}:{}: a tab", number + 1));
+        }
+    }
+}
+
+/// Links to files of the repository lead somewhere.
+fn links(path: &Path, name: &str, source: &str, faults: &mut Vec<String>) {
+    let folder = path.parent().unwrap_or(path);
+    for rest in source.split("](").skip(1) {
+        let target = rest.split([')', '#', ' ']).next().unwrap_or_default();
+        let is_file = !target.is_empty() && !target.contains(':');
+        if is_file && !folder.join(target).exists() {
+            faults.push(format!("{name}: the link to {target} leads nowhere"));
         }
     }
 }

@@ -12,11 +12,11 @@ rgb = Image.fromarray(photo); alpha = Image.fromarray((255 * y / H).astype(np.ui
 rgba = rgb.copy(); rgba.putalpha(alpha)
 
 
-def png16(colour, samples):
+def png16(colour, samples, transparent=None):
     """A 16-bit PNG, which Pillow doesn't write for colours."""
     chunk = lambda t, d: struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
     rows = b"".join(b"\0" + r.astype(">u2").tobytes() for r in samples)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, colour, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", W, H, 16, colour, 0, 0, 0)) + (b"" if transparent is None else chunk(b"tRNS", transparent)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def saved(image, name, **kw):
@@ -32,6 +32,8 @@ wide = (photo.astype(np.uint16) << 8) | noise(H, W, 3)
 gray16 = wide[:, :, 0].copy(); gray16[::3] >>= 9
 for name, colour, samples in [("gray16", 0, gray16), ("rgb16", 2, wide), ("gray_alpha16", 4, wide[:, :, :2]), ("rgba16", 6, np.concatenate([wide, wide[:, :, :1]], -1))]:
     open(f"pictures/{name}.png", "wb").write(png16(colour, samples.reshape(H, -1)))
+open("pictures/gray_transparent16.png", "wb").write(png16(0, gray16, struct.pack(">H", gray16[4, 7])))
+open("pictures/rgb_transparent16.png", "wb").write(png16(2, wide.reshape(H, -1), struct.pack(">HHH", *wide[4, 7])))
 saved(rgb, "rgb.bmp"); saved(p, "palette.bmp"); saved(rgb.convert("L"), "gray.bmp"); saved(rgba, "rgba.bmp")
 saved(rgb, "lossless.webp", lossless=True); saved(rgba, "lossless_alpha.webp", lossless=True, exact=True); saved(rgb, "lossy.webp", quality=85); saved(rgba, "lossy_alpha.webp", quality=85)
 saved(p, "palette.gif"); saved(p, "transparent.gif", transparency=5); saved(p, "animated.gif", save_all=True, append_images=[rgb.rotate(180).quantize(20)], duration=100)
