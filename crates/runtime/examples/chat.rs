@@ -9,7 +9,7 @@ use std::path::Path;
 use foveal_runtime::{AnswerEvent, Chat, Model, ModelOptions, Picture, built_in_model};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let model = Model::load(&built_in_model(), &ModelOptions::default(), |_, _| ())?;
+    let model = Model::load(&built_in_model()?, &ModelOptions::default(), |_, _| ())?;
     let mut chat = Chat::new(&model, None);
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/images/shapes.png");
     chat.add_picture(Picture::read(Path::new(file))?);

@@ -5,15 +5,16 @@ use foveal_types::SamplingParams;
 
 use crate::{Answer, Model, Picture, RuntimeError};
 
-/// A conversation with a model. Each turn's request begins with all that was said before, so that the engine computes
-/// only what is new and encodes no picture twice.
+/// A conversation with a model. Each turn's request begins with all that was said before. What of it the engine still
+/// has from its last request, pictures included, is not computed again; a request of somebody else in between, or a
+/// template that writes earlier turns in another way, costs that.
 #[derive(Debug)]
 pub struct Chat<'m> {
     model: &'m Model,
     system: Option<Message>,
     messages: Vec<Message>,
-    /// Names of the pictures in `messages`, in order, for errors.
-    picture_names: Vec<String>,
+    /// The pictures in `messages`, in order.
+    pictures: Vec<Picture>,
     /// Pictures of the next message.
     next_pictures: Vec<Picture>,
     /// Messages and pictures before the last [`Chat::ask`].
@@ -28,7 +29,7 @@ impl<'m> Chat<'m> {
             model,
             system: system.map(|text| Message::text(Role::System, text)),
             messages: Vec::new(),
-            picture_names: Vec::new(),
+            pictures: Vec::new(),
             next_pictures: Vec::new(),
             before_ask: (0, 0),
         }
@@ -39,13 +40,24 @@ impl<'m> Chat<'m> {
         self.next_pictures.push(picture);
     }
 
+    /// The pictures that the next message will have.
+    #[must_use]
+    pub fn waiting_pictures(&self) -> &[Picture] {
+        &self.next_pictures
+    }
+
+    /// Takes back the pictures that wait for the next message.
+    pub fn drop_pictures(&mut self) {
+        self.next_pictures.clear();
+    }
+
     /// Asks. When the answer is there, give its text to [`Chat::keep`]; if it fails, call [`Chat::take_back`].
     ///
     /// # Errors
-    /// What is wrong with the conversation: a picture by its name, its length. The message is then taken back, with its
-    /// pictures.
+    /// What is wrong with the conversation: a picture by its name, its length. The message is then taken back. Its
+    /// pictures wait for the next one, without the one that can't be used.
     pub fn ask(&mut self, text: &str, sampling: &SamplingParams) -> Result<Answer, RuntimeError> {
-        self.before_ask = (self.messages.len(), self.picture_names.len());
+        self.before_ask = (self.messages.len(), self.pictures.len());
         let pictures = std::mem::take(&mut self.next_pictures);
         let mut parts: Vec<ContentPart> = pictures.iter().map(|picture| ContentPart::Image(picture.input())).collect();
         let message = if parts.is_empty() {
@@ -54,15 +66,14 @@ impl<'m> Chat<'m> {
             parts.push(ContentPart::Text(text.to_owned()));
             Message::parts(Role::User, parts)
         };
-        self.picture_names.extend(pictures.iter().map(|picture| picture.name().to_owned()));
+        self.pictures.extend(pictures);
         self.messages.push(message);
         let messages = self.system.iter().chain(&self.messages).cloned().collect();
         match self.model.prepare(&ChatRequest::new(messages), sampling.clone()) {
             Ok(request) => Ok(self.model.answer(request)),
             Err(error) => {
-                let error = self.named(error);
                 self.take_back();
-                Err(error)
+                Err(self.named(error))
             }
         }
     }
@@ -72,28 +83,34 @@ impl<'m> Chat<'m> {
         self.messages.push(Message::text(Role::Assistant, answer));
     }
 
-    /// Forgets the last message, as if it had not been asked.
+    /// Forgets the last message, and its answer if it was kept. Its pictures wait for the next message again, before
+    /// those that were added since. A second call changes nothing.
     pub fn take_back(&mut self) {
         let (messages, pictures) = self.before_ask;
         self.messages.truncate(messages);
-        self.picture_names.truncate(pictures);
+        let pictures = self.pictures.split_off(pictures.min(self.pictures.len()));
+        self.next_pictures.splice(0..0, pictures);
     }
 
     /// Forgets everything but the system message.
     pub fn clear(&mut self) {
         self.messages.clear();
-        self.picture_names.clear();
+        self.pictures.clear();
         self.next_pictures.clear();
+        self.before_ask = (0, 0);
     }
 
-    /// An error with the picture's name in the place of its number.
-    fn named(&self, error: ProcessorError) -> RuntimeError {
-        match error {
-            ProcessorError::Picture { index, source, .. } if index < self.picture_names.len() => {
-                let name = self.picture_names.get(index).cloned().unwrap_or_default();
-                RuntimeError::Picture { name, source }
-            }
-            error => foveal_types::Error::from(error).into(),
-        }
+    /// The error of a message that was taken back, with the picture's name in the place of its number. The picture no
+    /// longer waits: it would spoil the next message, too.
+    fn named(&mut self, error: ProcessorError) -> RuntimeError {
+        let ProcessorError::Picture { index, source, .. } = error else {
+            return foveal_types::Error::from(error).into();
+        };
+        let picture = match index.checked_sub(self.pictures.len()) {
+            Some(index) if index < self.next_pictures.len() => Some(self.next_pictures.remove(index)),
+            _ => self.pictures.get(index).cloned(),
+        };
+        let name = picture.map_or_else(|| format!("picture {index}"), |picture| picture.name().to_owned());
+        RuntimeError::Picture { name, source }
     }
 }

@@ -10,12 +10,14 @@ mod printer;
 mod progress;
 mod run;
 mod sampling;
+mod stderr;
 
 use foveal_checkpoint::ModelFolder;
 use foveal_runtime::{RuntimeError, built_in_model};
 
 use config::{Config, ModelPlace};
 pub(crate) use error::CliError;
+use stderr::say;
 
 /// Does what the command line asks for.
 pub(crate) fn execute(config: Config) -> Result<(), CliError> {
@@ -27,9 +29,9 @@ pub(crate) fn execute(config: Config) -> Result<(), CliError> {
 
 /// Says on stderr what went wrong, once, and what would help.
 pub(crate) fn show(error: &CliError) {
-    eprintln!("error: {error}");
+    say(format_args!("error: {error}"));
     if let Some(hint) = error.hint() {
-        eprintln!("  {hint}");
+        say(format_args!("  {hint}"));
     }
 }
 
@@ -38,8 +40,9 @@ fn open(place: &ModelPlace) -> Result<ModelFolder, RuntimeError> {
     match place {
         ModelPlace::Folder(path) => Ok(ModelFolder::open(path)?),
         ModelPlace::BuiltIn => {
-            eprintln!("No --model: this is the built-in demonstration model; it knows shapes, colours and numbers.");
-            Ok(built_in_model())
+            let folder = built_in_model()?;
+            say("No --model: this is the built-in demonstration model; it knows shapes, colours and numbers.");
+            Ok(folder)
         }
     }
 }

@@ -21,6 +21,33 @@ pub enum RuntimeError {
         /// What is wrong.
         source: ProcessorError,
     },
+    /// No model was named and this build has none of its own.
+    #[error("this build has no built-in model; name a model folder with --model DIR")]
+    NoBuiltInModel,
+    /// The longest conversation that was asked for is none that the model can hold.
+    #[error("--max-model-len is {got}; {model} takes 1 to {max} tokens (max_position_embeddings)")]
+    MaxModelLen {
+        /// The model folder.
+        model: String,
+        /// What was asked for.
+        got: usize,
+        /// What the model was made for.
+        max: usize,
+    },
+    /// A pixel limit contradicts the model's other one.
+    #[error("{option} is {got}, {relation} the model's own {other} of {bound}; give --{}, too", other.replace('_', "-"))]
+    PixelLimit {
+        /// The option.
+        option: &'static str,
+        /// What was asked for.
+        got: u64,
+        /// `above` or `below`.
+        relation: &'static str,
+        /// The model's other limit: `min_pixels` or `max_pixels`.
+        other: &'static str,
+        /// Its value.
+        bound: u64,
+    },
     /// The engine could not be built.
     #[error(transparent)]
     Engine(EngineError),

@@ -31,6 +31,8 @@ fn main() -> ExitCode {
 fn start_logs() -> Result<(), CliError> {
     let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "off".to_owned());
     let filter = EnvFilter::try_new(&directives).map_err(|_| CliError::Log { variable: LOG_VARIABLE, directives })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // A log that can't be written is no reason to fail: the subscriber would complain with `eprintln!`, which panics.
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
+    logs.with_writer(std::io::stderr).init();
     Ok(())
 }

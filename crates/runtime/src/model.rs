@@ -8,7 +8,9 @@ use foveal_device::Device;
 use foveal_engine::{Engine, EngineBuilder, EngineError};
 use foveal_llm::GenerationDefaults;
 use foveal_mrope::{PositionRule, TemporalRule};
-use foveal_processor::{ChatRequest, Limits, Normalization, Processor, ProcessorError, ProcessorSettings};
+use foveal_processor::{
+    ChatRequest, Limits, Normalization, Processor, ProcessorError, ProcessorSettings, VisionConfig,
+};
 use foveal_types::{HeapPixels, PreparedRequest, SamplingParams, TokenId};
 use foveal_vision::Normalisation;
 use serde_json::Value;
@@ -39,23 +41,19 @@ impl Model {
         config.ensure_supported()?;
         let defaults =
             GenerationDefaults::new(&GenerationConfig::load(folder, &config.text)?).map_err(EngineError::from)?;
-        let limit = config.text.max_position_embeddings;
-        let max_model_len = options.max_model_len.unwrap_or(limit.min(EngineBuilder::DEFAULT_MAX_MODEL_LEN));
+        let max_model_len = max_model_len(folder, &config, options.max_model_len)?;
         let processor = open_processor(folder, &config, max_model_len, options)?;
-        // A picture as large as the model's settings allow fits, if its tokens fit the conversation.
-        let budget = processor.vision_config().map(|vision| {
-            let patch_pixels = u64::from(vision.patch_size) * u64::from(vision.patch_size);
-            usize::try_from(vision.budget.max_pixels / patch_pixels.max(1)).unwrap_or(usize::MAX)
-        });
-        let normalization = processor.normalization().map(|(stills, _)| stills);
+        let normalisation = normalisation(&processor)
+            .map_err(|source| RuntimeError::Processor { folder: folder.name().to_owned(), source })?;
         let weights = WeightSource::open(folder)?.with_progress(on_progress);
         let engine = Engine::builder()
             .model(config, weights)
             .generation_defaults(defaults.clone())
-            .normalisation(normalisation(normalization))
+            .normalisation(normalisation)
             .device(device)
             .max_model_len(max_model_len)
-            .max_patches(budget.unwrap_or(1))
+            // What fits the conversation fits the workspace: the engine takes no more than the conversation can hold.
+            .max_patches(processor.vision_config().map_or(1, most_patches))
             .build()?;
         Ok(Self { name: folder.name().to_owned(), processor, engine, defaults })
     }
@@ -121,7 +119,71 @@ pub fn processor_settings(config: &ModelConfig, max_model_len: usize) -> Process
     }
 }
 
+/// The longest conversation: what was asked for, or what the model takes, at most the engine's default.
+pub(crate) fn max_model_len(
+    folder: &ModelFolder,
+    config: &ModelConfig,
+    asked: Option<usize>,
+) -> Result<usize, RuntimeError> {
+    let max = config.text.max_position_embeddings;
+    match asked {
+        None => Ok(max.min(EngineBuilder::DEFAULT_MAX_MODEL_LEN)),
+        Some(got) if (1..=max).contains(&got) => Ok(got),
+        Some(got) => Err(RuntimeError::MaxModelLen { model: folder.name().to_owned(), got, max }),
+    }
+}
+
+/// The most patches that a still picture is cut into, whatever its size.
+///
+/// That can be more than `max_pixels` says: where a picture is enlarged each side is rounded up to whole cells, and where
+/// a strip is reduced its short side stays one cell. Sides differ by a factor of 200 at most.
+fn most_patches(vision: &VisionConfig) -> usize {
+    const MAX_ASPECT_RATIO: f64 = 200.0;
+    let cell = f64::from(vision.factor());
+    let (min, max) = (vision.budget.min_pixels as f64, vision.budget.max_pixels as f64);
+    let longest_side = |pixels: f64| (pixels * MAX_ASPECT_RATIO).sqrt();
+    let shortest_side = |pixels: f64| (pixels / MAX_ASPECT_RATIO).sqrt();
+    // The longer a rectangle of `min` pixels, the more a cell on each side adds.
+    let enlarged = (longest_side(min) + cell) * (shortest_side(min) + cell);
+    let strip = longest_side(max).max(cell) * cell;
+    let patch_pixels = f64::from(vision.patch_size) * f64::from(vision.patch_size);
+    // `as` saturates. One cell more than that: the bounds are not exact to the last bit.
+    let cells = (max.max(enlarged).max(strip) / (cell * cell)) as usize;
+    let patches_per_cell = (cell * cell / patch_pixels) as usize;
+    cells.saturating_add(1).saturating_mul(patches_per_cell)
+}
+
 fn open_processor(
+    folder: &ModelFolder,
+    config: &ModelConfig,
+    max_model_len: usize,
+    options: &ModelOptions,
+) -> Result<Processor, RuntimeError> {
+    let opened = open_with_limits(folder, config, max_model_len, options);
+    let limits = [("--min-pixels", options.min_pixels), ("--max-pixels", options.max_pixels)];
+    let ([(option, Some(got)), (_, None)] | [(_, None), (option, Some(got))]) = limits else { return opened };
+    if !matches!(&opened, Err(RuntimeError::Processor { source: ProcessorError::BadFile { .. }, .. })) {
+        return opened;
+    }
+    // Is it the file's fault, or the option's? The file alone tells.
+    let own = ModelOptions { min_pixels: None, max_pixels: None, ..options.clone() };
+    let Ok(processor) = open_with_limits(folder, config, max_model_len, &own) else { return opened };
+    let budget = processor.vision_config().map(|vision| vision.budget);
+    match budget {
+        Some(budget) if options.max_pixels.is_some_and(|max| max < budget.min_pixels) => {
+            let (relation, other, bound) = ("below", "min_pixels", budget.min_pixels);
+            Err(RuntimeError::PixelLimit { option, got, relation, other, bound })
+        }
+        Some(budget) if options.min_pixels.is_some_and(|min| min > budget.max_pixels) => {
+            let (relation, other, bound) = ("above", "max_pixels", budget.max_pixels);
+            Err(RuntimeError::PixelLimit { option, got, relation, other, bound })
+        }
+        _ => opened,
+    }
+}
+
+/// The processor with the caller's pixel limits in the place of the model's.
+fn open_with_limits(
     folder: &ModelFolder,
     config: &ModelConfig,
     max_model_len: usize,
@@ -172,15 +234,57 @@ fn with_pixel_limits<'a>(bytes: Cow<'a, [u8]>, options: &ModelOptions) -> Cow<'a
     serde_json::to_vec(&fields).map_or(bytes, Cow::Owned)
 }
 
-/// The processor's normalisation as the tower takes it, which divides bytes by 255 itself.
-fn normalisation(normalization: Option<Normalization>) -> Normalisation {
-    let Some(Normalization { rescale_factor, mean, std }) = normalization else {
-        return Normalisation { mean: [0.0; 3], std: [1.0; 3] };
+/// The processor's normalisation as the tower takes it, which divides bytes by 255 itself and has one for stills and
+/// videos.
+fn normalisation(processor: &Processor) -> Result<Normalisation, ProcessorError> {
+    let Some((stills, videos)) = processor.normalization() else {
+        return Ok(Normalisation { mean: [0.0; 3], std: [1.0; 3] });
     };
+    if stills != videos {
+        let what = format!("another normalisation than preprocessor_config.json ({videos:?}, not {stills:?})");
+        return Err(ProcessorError::Unsupported { file: "video_preprocessor_config.json".to_owned(), what });
+    }
+    let Normalization { rescale_factor, mean, std } = stills;
     let scale = rescale_factor * 255.0;
     // 1/255 as a float32 times 255 need not be 1 to the last bit.
-    if (scale - 1.0).abs() < 1e-6 {
-        return Normalisation { mean, std };
+    let scale = if (scale - 1.0).abs() < 1e-6 { 1.0 } else { scale };
+    let (mean, std) = (mean.map(|mean| mean / scale), std.map(|std| std / scale));
+    if mean.iter().any(|mean| !mean.is_finite()) || std.iter().any(|std| !std.is_normal()) {
+        let reason = format!("`rescale_factor`, `image_mean` and `image_std` give no pixel values ({stills:?})");
+        return Err(ProcessorError::BadFile { file: "preprocessor_config.json".to_owned(), reason });
     }
-    Normalisation { mean: mean.map(|mean| mean / scale), std: std.map(|std| std / scale) }
+    Ok(Normalisation { mean, std })
+}
+
+#[cfg(test)]
+mod tests {
+    use foveal_processor::{PixelBudget, smart_resize};
+
+    use super::{VisionConfig, most_patches};
+
+    /// Every size that can matter of budgets down to less than a cell: the bound holds, and is no wild guess.
+    #[test]
+    fn no_picture_has_more_patches_than_the_bound() {
+        for (min_pixels, max_pixels) in [(1, 1), (65_536, 65_536), (1, 60_000), (4096, 1 << 20), (900, 5000)] {
+            let vision = VisionConfig {
+                patch_size: 16,
+                temporal_patch_size: 2,
+                merge_size: 2,
+                budget: PixelBudget { min_pixels, max_pixels },
+                image_mean: [0.5; 3],
+                image_std: [0.5; 3],
+                rescale_factor: 1.0 / 255.0,
+            };
+            let bound = most_patches(&vision);
+            let sides = || (1_u32..40).chain((40..400).step_by(7)).chain((400..8000).step_by(61));
+            let sizes = sides().flat_map(|height| sides().map(move |width| (height, width)));
+            let patches = |(height, width)| {
+                let (h, w) = smart_resize(height, width, vision.factor(), vision.budget).ok()?;
+                Some((h / 16) as usize * (w / 16) as usize)
+            };
+            let most = sizes.filter_map(patches).max().unwrap();
+            assert!(most <= bound, "{min_pixels} to {max_pixels}: {most} patches, bound {bound}");
+            assert!(bound <= 2 * most + 64, "{min_pixels} to {max_pixels}: {most} patches, bound {bound}");
+        }
+    }
 }

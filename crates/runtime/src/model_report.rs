@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use foveal_checkpoint::{CheckpointError, ModelConfig, ModelFolder, WeightSource};
+use foveal_checkpoint::{CheckpointError, GenerationConfig, ModelConfig, ModelFolder, WeightSource, prefix};
 use foveal_device::DType;
-use foveal_engine::EngineBuilder;
+use foveal_engine::EngineError;
+use foveal_llm::{DecoderSettings, GenerationDefaults};
 use serde::Serialize;
 
 use crate::RuntimeError;
+use crate::model::max_model_len;
 
 /// What a model folder holds and what it would take. Serialises to the JSON of `foveal inspect --json`.
 #[derive(Clone, Debug, Serialize)]
@@ -74,7 +76,8 @@ pub struct MemoryPlan {
     pub max_model_len: usize,
     /// Keys and values of the longest conversation.
     pub kv_cache_bytes: u64,
-    /// Weights and KV cache; working memory comes on top as it is used.
+    /// Weights and KV cache. The working memory of a step and of a picture is not in it: it grows as it is used, with
+    /// the largest picture.
     pub total_bytes: u64,
 }
 
@@ -86,13 +89,16 @@ impl ModelReport {
     /// `foveal run`.
     ///
     /// # Errors
-    /// [`RuntimeError::Checkpoint`] for a config or weight files that can't be read or contradict themselves, and for a
-    /// tensor that the model needs and the files lack.
+    /// Those of [`crate::Model::load`] about the config, the tensors (missing, misshapen, of another type, surplus),
+    /// generation_config.json and `max_model_len`. Tokenizer, template and picture settings are not looked at.
     pub fn of(folder: &ModelFolder, max_model_len: Option<usize>, list_tensors: bool) -> Result<Self, RuntimeError> {
         let config = ModelConfig::load(folder)?;
+        let memory_len = self::max_model_len(folder, &config, max_model_len)?;
         let weights = WeightSource::open(folder)?;
         let unsupported = config.ensure_supported().err().map(|error| error.to_string());
         if unsupported.is_none() {
+            DecoderSettings::new(&config).map_err(EngineError::from)?;
+            GenerationDefaults::new(&GenerationConfig::load(folder, &config.text)?).map_err(EngineError::from)?;
             check_tensors(&config, &weights)?;
         }
         let tensor = |info: foveal_checkpoint::TensorInfo<'_>| TensorReport {
@@ -112,35 +118,40 @@ impl ModelReport {
             scales: weights.tensors().filter(|info| is_scale(info.name)).count(),
             components: components(&weights),
             tensors: if list_tensors { weights.tensors().map(tensor).collect() } else { Vec::new() },
-            memory: memory_plan(&config, &weights, max_model_len),
+            memory: memory_plan(&config, &weights, memory_len),
         })
     }
 }
 
-/// Every tensor of the config is there and has its shape.
+/// The element types of weights that this version computes with.
+const FLOAT_DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
+
+/// Every tensor of the config is there, has its shape and a type that can be computed with, and there is no other one.
 fn check_tensors(config: &ModelConfig, weights: &WeightSource) -> Result<(), CheckpointError> {
-    let shapes: BTreeMap<&str, _> = weights.tensors().map(|info| (info.name, (info.shape, info.file))).collect();
+    let infos: BTreeMap<&str, _> = weights.tensors().map(|info| (info.name, info)).collect();
     for spec in config.tensors()? {
-        match shapes.get(spec.name.as_str()) {
-            Some((shape, _)) if **shape == *spec.shape => {}
-            Some((shape, file)) => {
-                return Err(CheckpointError::WrongShape {
-                    file: (*file).to_owned(),
-                    tensor: spec.name,
-                    expected: spec.shape,
-                    got: shape.to_vec(),
-                });
-            }
-            None => {
-                return Err(CheckpointError::MissingTensor {
-                    tensor: spec.name,
-                    location: weights.location().to_owned(),
-                    expected: spec.shape,
-                });
-            }
+        let Some(info) = infos.get(spec.name.as_str()) else {
+            return Err(CheckpointError::MissingTensor {
+                tensor: spec.name,
+                location: weights.location().to_owned(),
+                expected: spec.shape,
+            });
+        };
+        let (file, tensor) = (info.file.to_owned(), info.written_name.to_owned());
+        if *info.shape != *spec.shape {
+            return Err(CheckpointError::WrongShape { file, tensor, expected: spec.shape, got: info.shape.to_vec() });
         }
+        if !FLOAT_DTYPES.contains(&info.dtype.as_str()) {
+            let (expected, got) = ("f32, bf16 or f16", info.dtype.to_uppercase());
+            return Err(CheckpointError::WrongDType { file, tensor, expected, got });
+        }
+        weights.skip(&spec.name);
     }
-    Ok(())
+    if config.tie_word_embeddings {
+        // Some checkpoints keep a copy of the table beside a tied head.
+        weights.at(prefix::HEAD).skip("weight");
+    }
+    weights.finish(&[prefix::ALL])
 }
 
 fn architecture(config: &ModelConfig) -> BTreeMap<&'static str, serde_json::Value> {
@@ -177,9 +188,7 @@ fn components(weights: &WeightSource) -> Vec<ComponentReport> {
     parts.collect()
 }
 
-fn memory_plan(config: &ModelConfig, weights: &WeightSource, max_model_len: Option<usize>) -> MemoryPlan {
-    let limit = config.text.max_position_embeddings;
-    let max_model_len = max_model_len.unwrap_or(EngineBuilder::DEFAULT_MAX_MODEL_LEN).min(limit);
+fn memory_plan(config: &ModelConfig, weights: &WeightSource, max_model_len: usize) -> MemoryPlan {
     // The CPU keeps keys and values as it computes them.
     let kv_bytes_per_token = config.text.kv_bytes_per_token(DType::F32) as u64;
     let kv_cache_bytes = kv_bytes_per_token.saturating_mul(max_model_len as u64);

@@ -1,5 +1,7 @@
 //! Picture files.
 
+use std::fs::{File, Metadata};
+use std::io::Read;
 use std::path::Path;
 
 use foveal_processor::{ImageInput, Limits, probe};
@@ -14,7 +16,8 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Reads a file. One that is too large is refused before it is read.
+    /// Reads a file or a pipe to its end, and never more than a picture may have. A file that is too large is refused
+    /// before it is read; devices and sockets, which need not end, are refused, too.
     ///
     /// # Errors
     /// [`RuntimeError::File`] or [`RuntimeError::Picture`], both with the path.
@@ -30,7 +33,15 @@ impl Picture {
         if len_bytes > max_bytes {
             return Err(unreadable(format!("it has {len_bytes} bytes; pictures may have {max_bytes}")));
         }
-        let bytes = std::fs::read(path).map_err(of_io)?;
+        if !metadata.is_file() && !is_pipe(&metadata) {
+            return Err(unreadable("it is neither a file nor a pipe".to_owned()));
+        }
+        let mut bytes = Vec::new();
+        // The length is no promise: a pipe has none, and a file may grow.
+        File::open(path).and_then(|file| file.take(max_bytes + 1).read_to_end(&mut bytes)).map_err(of_io)?;
+        if bytes.len() as u64 > max_bytes {
+            return Err(unreadable(format!("it has more than {max_bytes} bytes, the most that pictures may have")));
+        }
         Self::from_bytes(bytes, &name)
     }
 
@@ -55,6 +66,17 @@ impl Picture {
     pub(crate) fn input(&self) -> ImageInput {
         self.input.clone()
     }
+}
+
+#[cfg(unix)]
+fn is_pipe(metadata: &Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    metadata.file_type().is_fifo()
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_metadata: &Metadata) -> bool {
+    false
 }
 
 /// A system's complaint in our own words where there are some.

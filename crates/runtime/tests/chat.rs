@@ -5,7 +5,7 @@ mod common;
 use common::{foveal_with_stdin, run_tiny, run_tiny_args, shapes, tiny};
 use foveal_checkpoint::ModelFolder;
 use foveal_processor::{ChatRequest, ContentPart, ImageInput, Message, Role};
-use foveal_runtime::{AnswerEvent, Model, ModelOptions};
+use foveal_runtime::{AnswerEvent, Chat, Model, ModelOptions, Picture};
 use foveal_testkit::Golden;
 use foveal_types::SamplingParams;
 use serde_json::{Value, json};
@@ -106,6 +106,43 @@ fn a_system_message_stands_before_everything() {
 fn in_a_pipe_a_wrong_turn_ends_the_chat() {
     let outcome = chat(&[], &["/image no/such/file.png", "Hello"]);
     assert!(outcome.refusal().contains("no/such/file.png"));
+    let outcome = foveal_with_stdin(run_tiny_args::<&str>([]), b"caf\xe9\n");
+    assert!(outcome.refusal().contains("stdin can't be read: it is no UTF-8 text"));
     let outcome = chat(&["--max-model-len", "64"], &[&"one two three ".repeat(60)]);
     assert!(outcome.refusal().contains("64"));
+}
+
+#[test]
+fn pictures_of_a_message_that_failed_wait_for_the_next_one() {
+    let options = ModelOptions { max_model_len: Some(160), ..ModelOptions::default() };
+    let model = Model::load(&ModelFolder::open(tiny()).unwrap(), &options, |_, _| ()).unwrap();
+    let sampling = SamplingParams { max_tokens: Some(1), ..model.default_sampling() };
+    let good = Picture::read(&shapes()).unwrap();
+    let png = std::fs::read(shapes()).unwrap();
+    // The header is whole, the pixels are not.
+    let cut = Picture::from_bytes(png[..png.len() / 2].to_vec(), "cut.png").unwrap();
+    let names = |chat: &Chat<'_>| -> Vec<String> {
+        chat.waiting_pictures().iter().map(|picture| picture.name().to_owned()).collect()
+    };
+    let mut chat = Chat::new(&model, None);
+    chat.add_picture(cut);
+    chat.add_picture(good.clone());
+    let error = chat.ask("Hello", &sampling).unwrap_err().to_string();
+    assert!(error.starts_with("cut.png"), "{error}");
+    assert_eq!(names(&chat), [good.name()], "only the one that can be used");
+    assert!(chat.ask(&"one two three ".repeat(60), &sampling).is_err());
+    assert_eq!(names(&chat), [good.name()]);
+    drop(chat.ask("Hello", &sampling).unwrap());
+    assert!(names(&chat).is_empty());
+    chat.take_back();
+    chat.take_back();
+    assert_eq!(names(&chat), [good.name()]);
+    let image_tokens = chat.ask("Hello", &sampling).unwrap().find_map(|event| match event.unwrap() {
+        AnswerEvent::Finished { usage, .. } => Some(usage.image_tokens),
+        _ => None,
+    });
+    assert_eq!(image_tokens, Some(48));
+    chat.clear();
+    chat.take_back();
+    assert!(names(&chat).is_empty());
 }

@@ -21,7 +21,7 @@ mod linux {
 
     #[test]
     fn a_bomb_costs_next_to_nothing() {
-        let _model = Model::load(&built_in_model(), &ModelOptions::default(), |_, _| ()).unwrap();
+        let _model = Model::load(&built_in_model().unwrap(), &ModelOptions::default(), |_, _| ()).unwrap();
         let idle = peak_bytes();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bomb.png");

@@ -161,9 +161,50 @@ fn inspect_shows_what_run_would_take() {
 
 #[test]
 fn inspect_refuses_what_run_refuses() {
+    #[track_caller]
+    fn both_refuse(dir: &Path, args: &[&str], names: &[&str]) {
+        let dir = dir.to_str().unwrap();
+        for command in [&["inspect", dir][..], &["run", "Hello", "--model", dir]] {
+            let outcome = foveal([command, args].concat());
+            let error = outcome.refusal();
+            names.iter().for_each(|name| assert!(error.contains(name), "{command:?}: {name} in {error}"));
+        }
+    }
+    const HEAD: &str = "lm_head.weight";
     let dir = tiny_copy();
-    rewrite(dir.path(), |tensor| (tensor.name != "lm_head.weight").then_some(tensor), vec![]);
-    let outcome = foveal(["inspect", dir.path().to_str().unwrap()]);
-    assert!(outcome.refusal().contains("lm_head.weight"));
-    assert!(foveal(["inspect", "no/such/folder"]).refusal().contains("no/such/folder"));
+    rewrite(dir.path(), |tensor| (tensor.name != HEAD).then_some(tensor), vec![]);
+    both_refuse(dir.path(), &[], &[HEAD, "missing"]);
+
+    let dir = tiny_copy();
+    let dtype = foveal_device::DType::BF16;
+    let extra = HostTensor { name: "what.is.this".into(), dtype, shape: vec![2], bytes: Arc::new(vec![0_u8; 4]) };
+    rewrite(dir.path(), Some, vec![extra]);
+    both_refuse(dir.path(), &[], &["what.is.this", "1 tensor(s)"]);
+
+    let dir = tiny_copy();
+    let as_integers = |tensor: HostTensor| {
+        if tensor.name != HEAD {
+            return Some(tensor);
+        }
+        let bytes = vec![0_u8; tensor.shape.iter().product::<usize>() * 4];
+        Some(HostTensor { dtype: foveal_device::DType::I32, bytes: Arc::new(bytes), ..tensor })
+    };
+    rewrite(dir.path(), as_integers, vec![]);
+    both_refuse(dir.path(), &[], &[HEAD, "I32", "bf16"]);
+
+    both_refuse(&tiny(), &["--max-model-len", "100000"], &["--max-model-len is 100000", "8192"]);
+    both_refuse(Path::new("no/such/folder"), &[], &["no/such/folder"]);
+}
+
+#[test]
+fn pixels_that_the_tower_can_not_be_given_are_refused() {
+    let dir = tiny_copy();
+    let stills = fs::read_to_string(dir.path().join("preprocessor_config.json")).unwrap();
+    fs::write(dir.path().join("video_preprocessor_config.json"), &stills).unwrap();
+    ask(dir.path()).answer();
+    edit(dir.path(), "video_preprocessor_config.json", "0.5", "0.25");
+    refused(dir.path(), &["video_preprocessor_config.json", "normalisation", "0.25"]);
+    let dir = tiny_copy();
+    edit(dir.path(), "preprocessor_config.json", "\"patch_size\"", "\"rescale_factor\": 0, \"patch_size\"");
+    refused(dir.path(), &["preprocessor_config.json", "rescale_factor"]);
 }

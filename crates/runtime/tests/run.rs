@@ -151,6 +151,8 @@ fn a_command_line_that_makes_no_sense_is_refused_by_its_option() {
         (&["--max-tokens", "0", "Hello"], "--max-tokens"),
         (&["--stop", "", "Hello"], "--stop"),
         (&["--min-pixels", "9", "--max-pixels", "8", "Hello"], "--min-pixels is 9"),
+        (&["--max-pixels", "1", "Hello"], "--max-pixels is 1, below the model's own min_pixels of 4096"),
+        (&["--min-pixels", "1048577", "Hello"], "--min-pixels is 1048577, above the model's own max_pixels of 1048576"),
         (&["--max-model-len", "1", "Hello"], "--max-model-len"),
         (&["--max-model-len", "100000", "Hello"], "8192"),
         (&["--device", "gpu", "Hello"], "auto, cpu, cuda"),
@@ -201,6 +203,21 @@ fn output_that_can_not_be_written_is_an_error() {
     let output = command(run_tiny_args(["Hello"])).stdin(Stdio::null()).stdout(full).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: stdout can't be written"));
+}
+
+/// Nor is a stderr that takes nothing a reason to fail otherwise than the run does.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stderr_that_can_not_be_written_changes_nothing() {
+    let full = || std::fs::File::create("/dev/full").unwrap();
+    let run = |args: &[&str]| {
+        let mut command = command(args);
+        command.env("FOVEAL_LOG", "debug").stdin(Stdio::null()).stderr(full()).output().unwrap()
+    };
+    let output = run(&["run", "--max-tokens", "1", "Hello"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(!output.stdout.is_empty());
+    assert_eq!(run(&["run", "--model", "no/such/folder", "Hello"]).status.code(), Some(2));
 }
 
 #[test]

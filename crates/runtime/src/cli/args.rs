@@ -114,6 +114,9 @@ pub(crate) struct RawSampling {
     /// The same seed draws the same answer [default: a fresh one each time]
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
+    /// Don't end where the model would; needs --max-tokens. For measuring
+    #[arg(long, requires = "max_tokens")]
+    pub(crate) ignore_eos: bool,
     /// The answer ends before this text. Can be given several times
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,

@@ -1,6 +1,6 @@
 //! `foveal run` without a prompt: a chat over the lines of stdin.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,14 @@ use foveal_types::SamplingParams;
 
 use super::config::Output;
 use super::error::CliError;
+use super::input::{ChatLine, MAX_LINE_BYTES, read_line};
 use super::printer::{Before, print_answer};
 use super::show;
+use super::stderr::{prompt, say};
 
 const HELP: &str = "\
 /image FILE   adds a picture to the next message
+/drop         takes back the pictures that wait for the next message
 /clear        forgets the conversation and its pictures
 /help         shows this
 /quit         ends the chat; so does the end of input (Ctrl-D)
@@ -25,6 +28,7 @@ enum Line<'a> {
     Nothing,
     Message(&'a str),
     Image(&'a str),
+    Drop,
     Clear,
     Help,
     Quit,
@@ -37,6 +41,7 @@ fn parse(line: &str) -> Line<'_> {
     match command {
         "" => Line::Nothing,
         "/image" => Line::Image(rest),
+        "/drop" => Line::Drop,
         "/clear" => Line::Clear,
         "/help" => Line::Help,
         "/quit" | "/exit" => Line::Quit,
@@ -56,40 +61,50 @@ pub(crate) fn chat(
     let stdin = std::io::stdin();
     let is_terminal = stdin.is_terminal();
     if is_terminal {
-        eprintln!("Type a message, /image FILE to show a picture, /help for more.");
+        say("Type a message, /image FILE to show a picture, /help for more.");
     }
     let mut lines = stdin.lock();
     loop {
         if is_terminal {
-            eprint!("> ");
-            let _ = std::io::stderr().flush();
+            prompt("> ");
         }
-        let mut line = String::new();
-        if lines.read_line(&mut line).map_err(|error| CliError::Stdin(error.to_string()))? == 0 {
-            return Ok(());
-        }
-        let result = match parse(&line) {
-            Line::Nothing => Ok(()),
-            Line::Quit => return Ok(()),
-            Line::Help => {
-                eprintln!("{HELP}");
-                Ok(())
-            }
-            Line::Clear => {
-                session.clear();
-                Ok(())
-            }
-            Line::Image(path) => Picture::read(Path::new(path)).map(|p| session.add_picture(p)).map_err(CliError::from),
-            Line::Unknown(command) => {
-                eprintln!("{command} is no command; /help lists them");
-                Ok(())
-            }
-            Line::Message(text) => turn(&mut session, text, sampling, output, std::mem::take(&mut before)),
+        let result = match read_line(&mut lines, MAX_LINE_BYTES)? {
+            ChatLine::End => return Ok(()),
+            ChatLine::Unusable(error) => Err(error),
+            ChatLine::Text(line) => match parse(&line) {
+                Line::Quit => return Ok(()),
+                Line::Message(text) => turn(&mut session, text, sampling, output, std::mem::take(&mut before)),
+                command => obey(&mut session, &command),
+            },
         };
         match result {
-            Err(error) if is_terminal && error.exit_status() == 2 => show(&error),
+            Err(error) if is_terminal && error.exit_status() == 2 => {
+                show(&error);
+                tell_waiting(&session);
+            }
             result => result?,
         }
+    }
+}
+
+/// Does what needs no answer of the model.
+fn obey(session: &mut Chat<'_>, command: &Line<'_>) -> Result<(), CliError> {
+    match command {
+        Line::Help => say(HELP),
+        Line::Drop => session.drop_pictures(),
+        Line::Clear => session.clear(),
+        Line::Image(path) => session.add_picture(Picture::read(Path::new(path))?),
+        Line::Unknown(command) => say(format_args!("{command} is no command; /help lists them")),
+        Line::Nothing | Line::Quit | Line::Message(_) => {}
+    }
+    Ok(())
+}
+
+/// After an error: which pictures the next message will have.
+fn tell_waiting(session: &Chat<'_>) {
+    let names: Vec<&str> = session.waiting_pictures().iter().map(Picture::name).collect();
+    if !names.is_empty() {
+        say(format_args!("  waiting for the next message: {} (/drop takes them back)", names.join(", ")));
     }
 }
 
@@ -126,8 +141,8 @@ mod tests {
         assert_eq!(parse("/image my cat.jpg\n"), Line::Image("my cat.jpg"));
         assert_eq!(parse("/image\n"), Line::Image(""));
         assert_eq!(
-            [parse("/clear"), parse("/help"), parse("/quit"), parse("/exit")],
-            [Line::Clear, Line::Help, Line::Quit, Line::Quit]
+            [parse("/drop"), parse("/clear"), parse("/help"), parse("/quit"), parse("/exit")],
+            [Line::Drop, Line::Clear, Line::Help, Line::Quit, Line::Quit]
         );
         assert_eq!(parse("/imgae x"), Line::Unknown("/imgae"));
         assert_eq!(parse("/usr/bin is a folder"), Line::Message("/usr/bin is a folder"));

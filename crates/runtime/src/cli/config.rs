@@ -151,6 +151,7 @@ fn overrides(raw: RawSampling) -> Result<SamplingOverrides, UsageError> {
         presence_penalty: raw.presence_penalty,
         frequency_penalty: raw.frequency_penalty,
         seed: raw.seed,
+        ignore_eos: raw.ignore_eos,
         stop: raw.stop,
         logprobs: raw.logprobs,
     };

@@ -35,7 +35,10 @@ fn text(report: &ModelReport) -> String {
 fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
     writeln!(page, "{}: {} ({})", report.model, report.family, report.model_type)?;
     match &report.unsupported {
-        None => writeln!(page, "  runs on this version")?,
+        None => writeln!(
+            page,
+            "  runs on this version, by its config and tensors (tokenizer, template and picture settings not checked)"
+        )?,
         Some(reason) => writeln!(page, "  {reason}")?,
     }
     if let Some(method) = &report.quantization {
@@ -65,5 +68,6 @@ fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
     writeln!(page, "  {:<34}{}", "KV cache for one token (f32)", HumanBytes(memory.kv_bytes_per_token))?;
     let label = format!("KV cache for {} tokens", memory.max_model_len);
     writeln!(page, "  {label:<34}{}", HumanBytes(memory.kv_cache_bytes))?;
-    writeln!(page, "  {:<34}{}", "together", HumanBytes(memory.total_bytes))
+    writeln!(page, "  {:<34}{}", "weights and KV cache together", HumanBytes(memory.total_bytes))?;
+    writeln!(page, "  not counted: working memory of a step and of a picture, taken as it is used")
 }

@@ -15,6 +15,7 @@ pub(crate) struct SamplingOverrides {
     pub(crate) presence_penalty: Option<f32>,
     pub(crate) frequency_penalty: Option<f32>,
     pub(crate) seed: Option<u64>,
+    pub(crate) ignore_eos: bool,
     pub(crate) stop: Vec<String>,
     pub(crate) logprobs: Option<usize>,
 }
@@ -32,6 +33,7 @@ impl SamplingOverrides {
             presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
             frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
             seed: self.seed.or(base.seed),
+            ignore_eos: self.ignore_eos || base.ignore_eos,
             stop: if self.stop.is_empty() { base.stop } else { self.stop.clone() },
             logprobs: self.logprobs.or(base.logprobs),
             ..base
