@@ -165,15 +165,17 @@ impl EngineBuilder {
         let batch = BatchLimits { max_tokens: limits.max_num_batched_tokens, max_seqs: 1, max_logit_rows: 1 };
         let cache = decoder.new_kv_cache(limits.num_blocks, self.kv_cache_dtype)?;
         let workspace = decoder.new_workspace(batch)?;
+        let pictures = PictureRows::new(&device, tower, limits.max_patches)?;
         tracing::info!(
             weights_bytes = weights.total_bytes(),
             kv_cache_bytes = cache.len_bytes(),
-            workspace_bytes = workspace.len_bytes(),
+            decoder_workspace_bytes = workspace.len_bytes(),
+            vision_workspace_bytes = pictures.workspace_bytes(),
+            picture_rows_bytes = pictures.rows_bytes(),
             max_model_len,
             max_patches = limits.max_patches,
             "memory plan"
         );
-        let pictures = PictureRows::new(&device, tower, limits.max_patches)?;
         let sampler = Sampler::new(&device, 1, config.text.vocab_size)?;
         let defaults = self.defaults.unwrap_or_else(|| GenerationDefaults {
             stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),

@@ -80,7 +80,7 @@ impl Engine {
         }
         let (deltas, stream) = DeltaStream::new(Arc::clone(&inner.stopped));
         // If the thread has just ended, the command is dropped, and with it the stream's feeding end: it says why.
-        let _ = inner.commands.send(Command::Generate { request: Arc::new(request), deltas });
+        let _ = inner.commands.send(Command::Generate { request: Box::new(request), deltas });
         stream
     }
 

@@ -75,7 +75,7 @@ impl ModelExecutor {
             None => Ok(None),
             Some(Err(error)) => Err(RequestError::new("no_usable_logits", error.to_string()).into()),
             Some(Ok(token)) => {
-                let logprobs = sequence.request.sampling.logprobs;
+                let logprobs = sequence.ask.sampling.logprobs;
                 Ok(Some(TokenOutput {
                     token_id: token.token_id,
                     logprob: logprobs.map(|_| token.logprob),
@@ -88,7 +88,8 @@ impl ModelExecutor {
 }
 
 fn new_state(sequence: &SequenceRows) -> Result<SamplerState, RequestError> {
-    SamplerState::new(&sequence.request.sampling, &sequence.request.input_ids, &sequence.stop)
+    let ask = &*sequence.ask;
+    SamplerState::new(&ask.sampling, &ask.prompt, &ask.stop)
 }
 
 impl StepExecutor for ModelExecutor {

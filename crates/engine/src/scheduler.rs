@@ -15,15 +15,15 @@ pub(crate) mod testing;
 mod tests;
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use foveal_llm::{GenerationDefaults, StopCriteria};
-use foveal_types::{Delta, Error, Exhausted, FinishReason, PreparedRequest, SeqId, TokenOutput};
+use foveal_mrope::MropeError;
+use foveal_types::{Delta, Error, Exhausted, FinishReason, PreparedRequest, RequestError, SeqId, TokenOutput};
 
 use block_manager::BlockManager;
 use chunk::EncodedPictures;
 pub use limits::Limits;
-use sequence::Sequence;
+use sequence::{History, Sequence};
 pub(crate) use step_plan::{Event, News, SequenceRows, StepPlan, Work};
 
 /// The state of the machine.
@@ -39,8 +39,8 @@ pub(crate) struct Scheduler {
     planned_end: usize,
     /// Which pictures of `running` are encoded.
     encoded: EncodedPictures,
-    /// The sequence that ended last, with its pages; only while nothing runs.
-    retained: Option<Sequence>,
+    /// What the sequence that ended last leaves to the next one; only while nothing runs.
+    retained: Option<History>,
     prefix_caching: bool,
 }
 
@@ -65,7 +65,7 @@ impl Scheduler {
         let mut plan = StepPlan::default();
         for event in events {
             match event {
-                Event::Arrived(id, request) => self.arrive(id, request),
+                Event::Arrived(id, request) => self.arrive(id, *request, &mut plan),
                 Event::Cancelled(id) => self.cancel(id, &mut plan),
                 Event::Computed(id, token) => self.computed(id, token, &mut plan),
                 Event::Failed(id, error) => self.failed(id, error, &mut plan),
@@ -80,10 +80,18 @@ impl Scheduler {
         plan
     }
 
-    fn arrive(&mut self, id: SeqId, request: Arc<PreparedRequest>) {
-        let (prompt_len, max_len) = (request.input_ids.len(), self.limits.max_seq_len());
-        let stop = StopCriteria::new(&request.sampling, &self.defaults, prompt_len, max_len);
-        self.waiting.push_back(Sequence::new(id, request, stop, self.limits.merge_size));
+    fn arrive(&mut self, id: SeqId, request: PreparedRequest, plan: &mut StepPlan) {
+        let prompt_len = request.input_ids.len();
+        let room = self.limits.max_answer_len(prompt_len, request.rope_delta);
+        let stop = StopCriteria::new(&request.sampling, &self.defaults, prompt_len, prompt_len.saturating_add(room));
+        match Sequence::new(id, request, stop, self.limits.merge_size) {
+            Ok(sequence) => self.waiting.push_back(sequence),
+            Err(error) => {
+                plan.news.push(News::LeftQueue(id));
+                plan.news.push(News::Failed(id, wrong_positions(&error)));
+                plan.ended.push(id);
+            }
+        }
     }
 
     fn cancel(&mut self, id: SeqId, plan: &mut StepPlan) {
@@ -97,35 +105,36 @@ impl Scheduler {
 
     fn computed(&mut self, id: SeqId, token: Option<TokenOutput>, plan: &mut StepPlan) {
         let Some(sequence) = self.running.as_mut().filter(|sequence| sequence.id == id) else { return };
-        sequence.num_computed = self.planned_end;
+        sequence.history.num_computed = self.planned_end;
         let total = sequence.prompt_len();
         if sequence.completion_len() == 0 {
-            plan.news.push(News::Delta(id, Delta::Prefill { done: sequence.num_computed.min(total), total }));
+            plan.news.push(News::Delta(id, Delta::Prefill { done: sequence.history.num_computed.min(total), total }));
         }
         let Some(token) = token else { return };
         let chosen = token.token_id;
-        sequence.input_ids.push(chosen);
+        sequence.history.input_ids.push(chosen);
         plan.news.push(News::Delta(id, Delta::Token(token)));
-        if let Some(reason) = sequence.stop.finish_reason(chosen, sequence.completion_len()) {
+        if let Some(reason) = sequence.ask.stop.finish_reason(chosen, sequence.completion_len()) {
             self.end(id, reason, plan);
         }
     }
 
     /// Ends the running sequence `id` and keeps its pages for the next request.
     fn end(&mut self, id: SeqId, reason: FinishReason, plan: &mut StepPlan) {
-        let Some(mut sequence) = self.running.take_if(|sequence| sequence.id == id) else { return };
+        let Some(sequence) = self.running.take_if(|sequence| sequence.id == id) else { return };
         plan.news.push(News::Delta(id, Delta::Finished { reason, usage: sequence.usage() }));
         plan.ended.push(id);
-        let keep = if self.prefix_caching { sequence.num_computed } else { 0 };
-        self.blocks.shrink(&mut sequence.block_table, keep);
-        self.retained = Some(sequence).filter(|sequence| !sequence.block_table.is_empty());
+        let mut history = sequence.history;
+        let keep = if self.prefix_caching { history.num_computed } else { 0 };
+        self.blocks.shrink(&mut history.block_table, keep);
+        self.retained = Some(history).filter(|history| !history.block_table.is_empty());
         self.encoded = EncodedPictures::default();
     }
 
     /// Ends the running sequence `id` without its answer. Its pages are not kept: they may hold what made it fail.
     fn failed(&mut self, id: SeqId, error: Error, plan: &mut StepPlan) {
         let Some(mut sequence) = self.running.take_if(|sequence| sequence.id == id) else { return };
-        self.blocks.shrink(&mut sequence.block_table, 0);
+        self.blocks.shrink(&mut sequence.history.block_table, 0);
         self.encoded = EncodedPictures::default();
         plan.news.push(News::Failed(id, error));
         plan.ended.push(id);
@@ -136,14 +145,12 @@ impl Scheduler {
         let Some(mut sequence) = self.waiting.pop_front() else { return false };
         if let Some(mut last) = self.retained.take() {
             // One row is always computed anew: its logits choose the first token.
-            let common = sequence.common_prefix(&last).min(sequence.prompt_len().saturating_sub(1));
+            let common = sequence.history.common_prefix(&last).min(sequence.prompt_len().saturating_sub(1));
             self.blocks.shrink(&mut last.block_table, common);
-            sequence.block_table = last.block_table;
-            sequence.num_computed = common;
-            sequence.num_cached = common;
+            sequence.take_over(last, common);
         }
         plan.news.push(News::LeftQueue(sequence.id));
-        let (done, total) = (sequence.num_computed, sequence.prompt_len());
+        let (done, total) = (sequence.history.num_computed, sequence.prompt_len());
         plan.news.push(News::Delta(sequence.id, Delta::Prefill { done, total }));
         self.running = Some(sequence);
         true
@@ -153,14 +160,25 @@ impl Scheduler {
     fn plan_work(&mut self, plan: &mut StepPlan) {
         let Some(sequence) = self.running.as_mut() else { return };
         let chunk = self.encoded.next_chunk(sequence, &self.limits);
-        if self.blocks.grow(&mut sequence.block_table, chunk.rows.end) {
-            self.planned_end = chunk.rows.end;
-            plan.work = Some(chunk.into_work(sequence, self.blocks.page()));
-            return;
-        }
-        // Admission makes this impossible: a sequence alone never outgrows the pool.
-        debug_assert!(false, "{} free pages don't suffice for {} rows", self.blocks.num_free(), chunk.rows.end);
-        let (id, message) = (sequence.id, "the KV cache has no free page left; try again later");
-        self.failed(id, Exhausted::new(message).into(), plan);
+        let (id, end) = (sequence.id, chunk.rows.end);
+        // Admission makes both errors impossible: a sequence alone outgrows neither the pool nor the positions.
+        let error = if self.blocks.grow(&mut sequence.history.block_table, end) {
+            self.planned_end = end;
+            match chunk.into_work(sequence, self.blocks.page()) {
+                Ok(work) => {
+                    plan.work = Some(work);
+                    return;
+                }
+                Err(error) => wrong_positions(&error),
+            }
+        } else {
+            Exhausted::new("the KV cache has no free page left; try again later").into()
+        };
+        debug_assert!(false, "{error}: {} free pages, {end} rows", self.blocks.num_free());
+        self.failed(id, error, plan);
     }
+}
+
+fn wrong_positions(error: &MropeError) -> Error {
+    RequestError::new("invalid_prompt", error.to_string()).into()
 }

@@ -14,7 +14,7 @@ use crate::scheduler::{Event, News, Scheduler, Work};
 
 /// What handles send.
 pub(crate) enum Command {
-    Generate { request: Arc<PreparedRequest>, deltas: DeltaSender },
+    Generate { request: Box<PreparedRequest>, deltas: DeltaSender },
     Shutdown,
 }
 
@@ -109,7 +109,7 @@ impl<E: StepExecutor> Worker<E> {
         true
     }
 
-    fn arrive(&mut self, request: Arc<PreparedRequest>, deltas: DeltaSender) -> Event {
+    fn arrive(&mut self, request: Box<PreparedRequest>, deltas: DeltaSender) -> Event {
         let id = SeqId(self.next_id);
         self.next_id += 1;
         tracing::debug!(id = id.0, prompt_tokens = request.input_ids.len(), images = request.images.len(), "arrived");

@@ -14,7 +14,8 @@ pub struct StopCriteria {
 
 impl StopCriteria {
     /// The criteria of a request: the model's stop tokens (unless `ignore_eos`), the request's own, and `max_tokens`
-    /// within what `max_model_len` leaves beyond a prompt of `prompt_len` tokens.
+    /// within what `max_model_len` leaves beyond a prompt of `prompt_len` tokens. Where positions run ahead of tokens
+    /// (a positive M-RoPE delta), pass a `max_model_len` that is smaller by as much.
     #[must_use]
     pub fn new(
         params: &SamplingParams,

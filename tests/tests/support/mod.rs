@@ -63,6 +63,11 @@ impl Reference {
         };
         let mut parts: Vec<ContentPart> = case.images.iter().map(read).collect();
         parts.push(ContentPart::Text(case.question.clone()));
+        self.prepare_parts(parts)
+    }
+
+    /// What a user says, asked in the same way.
+    pub(crate) fn prepare_parts(&self, parts: Vec<ContentPart>) -> PreparedRequest {
         let chat = ChatRequest::new(vec![Message::parts(Role::User, parts)]);
         let sampling = SamplingParams { max_tokens: Some(32), logprobs: Some(5), ..SamplingParams::default() };
         self.processor.prepare(&chat, sampling, &HeapPixels).unwrap()

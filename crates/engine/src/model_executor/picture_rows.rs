@@ -1,6 +1,6 @@
 //! The embeddings of the pictures that wait for their placeholders' chunks.
 
-use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View};
+use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, allocated_bytes};
 use foveal_llm::ImageRows;
 use foveal_types::PreparedImage;
 use foveal_vision::{Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
@@ -14,6 +14,7 @@ pub(crate) struct PictureRows {
     /// One `[max_embeds, hidden_size]` per level.
     deepstack: Vec<Tensor>,
     num_embeds: usize,
+    workspace_bytes: u64,
 }
 
 /// The rows of the last batch as views, with the rows of a step that take them.
@@ -28,13 +29,27 @@ impl PictureRows {
         let merge = tower.spatial_merge_size();
         let dims = [max_patches / (merge * merge).max(1), tower.out_hidden_size()];
         let rows = || Tensor::zeros(device, DType::F32, &dims);
+        // The device's own account: another engine that is built at this moment in this process counts in.
+        let before = allocated_bytes();
+        let workspace = tower.new_workspace(max_patches)?;
         Ok(Self {
-            workspace: tower.new_workspace(max_patches)?,
+            workspace_bytes: allocated_bytes().saturating_sub(before),
+            workspace,
             embeds: rows()?,
             deepstack: (0..tower.num_deepstack()).map(|_| rows()).collect::<Result<_, _>>()?,
             num_embeds: 0,
             tower,
         })
+    }
+
+    /// Bytes of the tower's workspace.
+    pub(crate) fn workspace_bytes(&self) -> u64 {
+        self.workspace_bytes
+    }
+
+    /// Bytes of the rows that wait, deepstack levels included.
+    pub(crate) fn rows_bytes(&self) -> usize {
+        self.embeds.len_bytes() + self.deepstack.iter().map(Tensor::len_bytes).sum::<usize>()
     }
 
     /// Encodes a batch in the place of the last one.

@@ -1,5 +1,6 @@
 //! What can ever fit.
 
+use foveal_mrope::decode_position;
 use foveal_types::{PreparedImage, PreparedRequest, RequestError};
 
 use super::picture_span::num_patches;
@@ -42,6 +43,7 @@ impl Limits {
     pub fn check(&self, request: &PreparedRequest) -> Result<(), RequestError> {
         request.validate(self.merge_size)?;
         self.check_len(request.input_ids.len())?;
+        self.check_positions(request)?;
         if let Some(id) = request.input_ids.iter().find(|id| id.0 as usize >= self.vocab_size) {
             let message = format!("token {} is outside of the model's vocabulary of {} tokens", id.0, self.vocab_size);
             return Err(RequestError::new("invalid_prompt", message));
@@ -70,20 +72,41 @@ impl Limits {
         Ok(())
     }
 
+    /// The rotary tables reach as far as `max_model_len`. Text never outruns its tokens, but a slow video whose positions
+    /// count seconds does (Qwen2.5-VL).
+    fn check_positions(&self, request: &PreparedRequest) -> Result<(), RequestError> {
+        let (least, most) = request.positions.iter().fold((0, 0), |(least, most), &p| (p.min(least), p.max(most)));
+        let first_generated = decode_position(request.input_ids.len(), request.rope_delta);
+        let least = least.min(first_generated);
+        if least < 0 {
+            let message = format!("the prompt's positions, or those of its answer, begin at {least}, below 0");
+            return Err(RequestError::new("invalid_prompt", message));
+        }
+        let end = usize::try_from(i64::from(most).saturating_add(1).max(first_generated.into())).unwrap_or(usize::MAX);
+        if end >= self.max_model_len {
+            let (prompt, max) = (request.input_ids.len(), self.max_model_len);
+            let message = format!(
+                "the prompt's {prompt} tokens take {end} positions, as its videos last longer than they have \
+                 tokens, and leave no room for an answer in the maximum model length of {max}; use shorter videos, or \
+                 raise the maximum model length"
+            );
+            return Err(RequestError::new("context_length_exceeded", message));
+        }
+        Ok(())
+    }
+
+    /// The most tokens that an answer to a prompt of `prompt` tokens can have: it ends with the model's length, counted
+    /// in tokens or in positions, whichever comes first, or with the KV cache.
+    pub(crate) fn max_answer_len(&self, prompt: usize, rope_delta: i32) -> usize {
+        let first_position = usize::try_from(decode_position(prompt, rope_delta)).unwrap_or_default();
+        let positions = self.max_model_len.saturating_sub(first_position);
+        self.max_seq_len().saturating_sub(prompt).min(positions)
+    }
+
     fn check_image(&self, index: usize, image: &PreparedImage) -> Result<(), RequestError> {
         let [t, h, w] = image.grid_thw;
         let bad = |code, message| Err(RequestError::new(code, message).at(format!("images[{index}]")));
         let patches = num_patches(image.grid_thw);
-        if patches == 0 || !h.is_multiple_of(self.merge_size) || !w.is_multiple_of(self.merge_size) {
-            let merge = self.merge_size;
-            return bad(
-                "invalid_image",
-                format!(
-                    "picture {} has the patch grid {t}x{h}x{w}; height and width must be multiples of {merge}",
-                    index + 1
-                ),
-            );
-        }
         let slices_fit = image.temporal_slices == self.temporal_patch_size || (image.temporal_slices == 1 && t == 1);
         let expected = patches.saturating_mul(image.temporal_slices as usize).saturating_mul(self.patch_bytes);
         let got = image.pixels.bytes().len();
@@ -134,6 +157,39 @@ mod tests {
         let (code, text) = message(&limits, &with_pictures(20, &[(4, picture([1, 4, 6], 1))]));
         assert_eq!(code, "image_too_large");
         assert!(text.contains("24 patches") && text.contains("holds 16"), "{text}");
+    }
+
+    #[test]
+    fn positions_stay_within_the_model() {
+        let limits = Limits { max_model_len: 100, ..limits() };
+        // What stands behind a slow video: the text goes on at `next`.
+        let outrunning = |next: i32| {
+            let mut slow = request(&[1; 10]);
+            (0..3).for_each(|axis| slow.positions[10 * axis + 9] = next - 1);
+            slow.rope_delta = next - 10;
+            slow
+        };
+        limits.check(&outrunning(99)).unwrap();
+        for next in [100, 101, i32::MAX] {
+            let (code, text) = message(&limits, &outrunning(next));
+            assert_eq!(code, "context_length_exceeded");
+            assert!(text.contains(&format!("take {next} positions")) && text.contains("length of 100"), "{text}");
+        }
+        // One axis is enough, and so is the delta.
+        let mut high = request(&[1; 10]);
+        high.positions[15] = 100;
+        assert_eq!(message(&limits, &high).0, "context_length_exceeded");
+        let ahead = PreparedRequest { rope_delta: 90, ..request(&[1; 10]) };
+        assert_eq!(message(&limits, &ahead).0, "context_length_exceeded");
+        let mut low = request(&[1; 10]);
+        low.positions[29] = -1;
+        assert_eq!(message(&limits, &low).0, "invalid_prompt");
+        let behind = PreparedRequest { rope_delta: -11, ..request(&[1; 10]) };
+        assert_eq!(message(&limits, &behind).0, "invalid_prompt");
+        for (delta, room) in [(-10, 90), (0, 90), (7, 83), (90, 0), (i32::MAX, 0)] {
+            assert_eq!(limits.max_answer_len(10, delta), room);
+        }
+        assert_eq!(Limits { num_blocks: 1, ..limits }.max_answer_len(10, 7), 22);
     }
 
     #[test]

@@ -31,20 +31,14 @@ pub(crate) fn num_patches(grid_thw: [u32; 3]) -> usize {
 pub(crate) fn picture_spans(request: &PreparedRequest, merge_size: u32) -> Vec<PictureSpan> {
     let mut spans = Vec::with_capacity(request.images.len());
     let mut ranges = request.image_token_ranges.iter().cloned();
-    let mut rows = 0..0;
     for (image, picture) in request.images.iter().enumerate() {
         let total = num_embeds(picture.grid_thw, merge_size);
         let mut first_embed = 0;
         while first_embed < total {
-            if rows.is_empty() {
-                let Some(next) = ranges.next() else { return spans };
-                rows = next;
-            }
-            let take = rows.len().min(total - first_embed);
-            let own = rows.start..rows.start + take;
-            rows.start = own.end;
-            spans.push(PictureSpan { image, hash: picture.hash, rows: own, first_embed });
-            first_embed += take;
+            let Some(rows) = ranges.next() else { return spans };
+            let len = rows.len();
+            spans.push(PictureSpan { image, hash: picture.hash, rows, first_embed });
+            first_embed += len;
         }
     }
     spans
@@ -63,7 +57,7 @@ mod tests {
     fn pictures_that_touch_and_videos_in_frames_are_told_apart() {
         let mut touching = request(&[1; 20]);
         touching.images = vec![picture([1, 2, 4], 1), picture([1, 4, 4], 2)];
-        touching.image_token_ranges.push(3..9);
+        touching.image_token_ranges = vec![3..5, 5..9];
         assert_eq!(layout(&picture_spans(&touching, 2)), [(0, 3..5, 0), (1, 5..9, 0)]);
 
         let mut video = request(&[1; 20]);

@@ -4,68 +4,99 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use foveal_llm::StopCriteria;
-use foveal_types::{BlockId, PreparedRequest, SeqId, TokenId, Usage};
+use foveal_mrope::{MropeError, PositionIds};
+use foveal_types::{BlockId, PreparedImage, PreparedRequest, SeqId, TokenId, Usage};
 
 use super::picture_span::{PictureSpan, picture_spans};
+use super::step_plan::Ask;
 
-/// The tokens of a request, those of its answer included, and what is known of each row.
+/// A request and its answer so far.
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) id: SeqId,
-    pub(crate) request: Arc<PreparedRequest>,
-    pub(crate) stop: Arc<StopCriteria>,
+    pub(crate) ask: Arc<Ask>,
+    pub(crate) history: History,
+    /// The pictures, by their index in the request, that are still to be encoded: their pixels are lent, and go back
+    /// as soon as they have been looked at.
+    pub(crate) images: Vec<Option<PreparedImage>>,
+    /// Rows of the prompt that another request had computed.
+    pub(crate) num_cached: usize,
+}
+
+/// What each row of a sequence is and where its key and value stand: all that a later request needs to take rows over.
+#[derive(Debug)]
+pub(crate) struct History {
     /// Prompt and answer.
     pub(crate) input_ids: Vec<TokenId>,
+    /// The prompt's; those of the answer follow from the delta.
+    pub(crate) positions: PositionIds,
     pub(crate) spans: Vec<PictureSpan>,
     /// Pages that hold the computed rows, in order.
     pub(crate) block_table: Vec<BlockId>,
     /// Rows whose keys and values stand in the cache.
     pub(crate) num_computed: usize,
-    /// Rows of the prompt that another request had computed.
-    pub(crate) num_cached: usize,
 }
 
 impl Sequence {
-    pub(crate) fn new(id: SeqId, request: Arc<PreparedRequest>, stop: StopCriteria, merge_size: u32) -> Self {
+    /// A request that [`super::Limits::check`] accepts.
+    ///
+    /// # Errors
+    /// Positions that are not `[3, N]`.
+    pub(crate) fn new(
+        id: SeqId,
+        request: PreparedRequest,
+        stop: StopCriteria,
+        merge_size: u32,
+    ) -> Result<Self, MropeError> {
         let spans = picture_spans(&request, merge_size);
-        let input_ids = request.input_ids.clone();
-        Self {
-            id,
-            request,
-            stop: Arc::new(stop),
-            input_ids,
+        let PreparedRequest { input_ids, positions, rope_delta, images, sampling, .. } = request;
+        let history = History {
+            input_ids: input_ids.clone(),
+            positions: PositionIds::from_parts(positions, rope_delta)?,
             spans,
             block_table: Vec::new(),
             num_computed: 0,
-            num_cached: 0,
-        }
+        };
+        let ask = Arc::new(Ask { prompt: input_ids, sampling, stop });
+        Ok(Self { id, ask, history, images: images.into_iter().map(Some).collect(), num_cached: 0 })
+    }
+
+    /// Begins with `rows` rows of `history`, whose pages are all still in its block table.
+    pub(crate) fn take_over(&mut self, history: History, rows: usize) {
+        self.history.block_table = history.block_table;
+        self.history.num_computed = rows;
+        self.num_cached = rows;
+        let next = self.history.spans_in(&(rows..self.prompt_len())).next().map_or(self.images.len(), |s| s.image);
+        self.images.iter_mut().take(next).for_each(|image| *image = None);
     }
 
     pub(crate) fn prompt_len(&self) -> usize {
-        self.request.input_ids.len()
+        self.ask.prompt.len()
     }
 
     pub(crate) fn completion_len(&self) -> usize {
-        self.input_ids.len() - self.prompt_len()
-    }
-
-    /// M-RoPE positions of one row, on (t, h, w). Beyond the prompt they follow from the delta.
-    pub(crate) fn position(&self, row: usize) -> [i32; 3] {
-        let n = self.prompt_len();
-        if row >= n {
-            let index = i32::try_from(row).unwrap_or(i32::MAX);
-            return [index.saturating_add(self.request.rope_delta); 3];
-        }
-        [0, n, 2 * n].map(|axis| self.request.positions.get(axis + row).copied().unwrap_or_default())
+        self.history.input_ids.len() - self.prompt_len()
     }
 
     pub(crate) fn usage(&self) -> Usage {
         Usage {
             prompt_tokens: self.prompt_len(),
-            image_tokens: self.spans.iter().map(|span| span.rows.len()).sum(),
+            image_tokens: self.history.spans.iter().map(|span| span.rows.len()).sum(),
             cached_tokens: self.num_cached,
             completion_tokens: self.completion_len(),
         }
+    }
+}
+
+impl History {
+    /// Positions `[3, rows]` of any rows of prompt and answer.
+    ///
+    /// # Errors
+    /// Positions beyond int32.
+    pub(crate) fn positions_of(&self, rows: Range<usize>) -> Result<Vec<i32>, MropeError> {
+        let mut positions = vec![0; 3 * rows.len()];
+        self.positions.fill_batch(rows, &mut positions, 0)?;
+        Ok(positions)
     }
 
     /// The spans that have a row in `rows`, in order.
@@ -79,8 +110,10 @@ impl Sequence {
     /// positions, and under every placeholder the same row of the same picture.
     pub(crate) fn common_prefix(&self, other: &Self) -> usize {
         let limit = self.input_ids.len().min(other.num_computed);
+        let (Ok(own), Ok(others)) = (self.positions_of(0..limit), other.positions_of(0..limit)) else { return 0 };
         let same = |row: &usize| {
-            self.input_ids.get(*row) == other.input_ids.get(*row) && self.position(*row) == other.position(*row)
+            self.input_ids.get(*row) == other.input_ids.get(*row)
+                && (0..3).all(|axis| own.get(axis * limit + row) == others.get(axis * limit + row))
         };
         let mut common = (0..limit).take_while(same).count();
         for (a, b) in [(self, other), (other, self)] {
@@ -93,7 +126,7 @@ impl Sequence {
 }
 
 /// The first row from `span`'s start on where `other` holds something else than `span` does, as far as pictures go.
-fn agreed_until(span: &PictureSpan, other: &Sequence) -> usize {
+fn agreed_until(span: &PictureSpan, other: &History) -> usize {
     let twin = other.spans_in(&span.rows).next();
     match twin {
         Some(twin)
@@ -113,11 +146,15 @@ mod tests {
     use crate::scheduler::testing::{picture, request, with_pictures};
     use foveal_llm::GenerationDefaults;
 
-    fn computed(request: PreparedRequest) -> Sequence {
+    fn sequence(request: PreparedRequest) -> Sequence {
         let stop = StopCriteria::new(&request.sampling, &GenerationDefaults::default(), 0, usize::MAX);
-        let mut sequence = Sequence::new(SeqId(0), Arc::new(request), stop, 2);
-        sequence.num_computed = sequence.input_ids.len();
-        sequence
+        Sequence::new(SeqId(0), request, stop, 2).unwrap()
+    }
+
+    fn computed(request: PreparedRequest) -> History {
+        let mut history = sequence(request).history;
+        history.num_computed = history.input_ids.len();
+        history
     }
 
     fn common(a: PreparedRequest, b: PreparedRequest) -> usize {
@@ -160,8 +197,20 @@ mod tests {
         let mut request = request(&[1, 2]);
         request.rope_delta = -40;
         request.positions = vec![0, 1, 10, 11, 20, 21];
-        let sequence = computed(request);
-        assert_eq!(sequence.position(1), [1, 11, 21]);
-        assert_eq!(sequence.position(50), [10; 3]);
+        let history = computed(request);
+        assert_eq!(history.positions_of(1..2).unwrap(), [1, 11, 21]);
+        assert_eq!(history.positions_of(50..51).unwrap(), [10; 3]);
+    }
+
+    #[test]
+    fn pictures_whose_rows_are_taken_over_are_given_back() {
+        let pictures = [(4, picture([1, 4, 4], 1)), (12, picture([1, 4, 6], 2)), (20, picture([1, 4, 4], 3))];
+        for (rows, kept) in [(0, 0), (7, 0), (8, 1), (12, 1), (18, 2), (23, 2), (29, 3)] {
+            let mut next = sequence(with_pictures(30, &pictures));
+            next.take_over(computed(with_pictures(30, &pictures)), rows);
+            let gone = next.images.iter().position(Option::is_some).unwrap_or(3);
+            assert_eq!(gone, kept, "{rows} rows taken over");
+            assert!(next.images.iter().skip(gone).all(Option::is_some));
+        }
     }
 }

@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use foveal_llm::StopCriteria;
-use foveal_types::{BlockId, Delta, Error, PreparedImage, PreparedRequest, SeqId, SlotId, TokenId, TokenOutput};
+use foveal_types::{
+    BlockId, Delta, Error, PreparedImage, PreparedRequest, SamplingParams, SeqId, SlotId, TokenId, TokenOutput,
+};
 
 /// What has happened since the last step.
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A request that [`super::Limits::check`] accepts.
-    Arrived(SeqId, Arc<PreparedRequest>),
+    Arrived(SeqId, Box<PreparedRequest>),
     /// Its caller went away.
     Cancelled(SeqId),
     /// The planned rows of a sequence have been computed; a token if one was asked for.
@@ -57,12 +59,20 @@ pub(crate) struct Work {
     pub(crate) sequences: Vec<SequenceRows>,
 }
 
+/// What decides how the tokens of an answer are chosen, for as long as it is being written.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    /// Penalties look at it.
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) stop: StopCriteria,
+}
+
 /// One sequence's part of a step.
 #[derive(Debug)]
 pub(crate) struct SequenceRows {
     pub(crate) id: SeqId,
-    pub(crate) request: Arc<PreparedRequest>,
-    pub(crate) stop: Arc<StopCriteria>,
+    pub(crate) ask: Arc<Ask>,
     /// Its rows of the flat batch.
     pub(crate) rows: Range<usize>,
     /// Tokens in its cache after this step.

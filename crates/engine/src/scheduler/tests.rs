@@ -1,6 +1,7 @@
 //! The state machine against a model of a cache that remembers what every slot holds.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -60,6 +61,7 @@ struct Machine {
     scheduler: Scheduler,
     device: FakeDevice,
     history: HashMap<SeqId, Vec<Row>>,
+    deltas: HashMap<SeqId, i32>,
     news: Vec<News>,
     events: Vec<Event>,
     next: u64,
@@ -72,6 +74,7 @@ impl Machine {
             scheduler,
             device: FakeDevice::default(),
             history: HashMap::new(),
+            deltas: HashMap::new(),
             news: Vec::new(),
             events: Vec::new(),
             next: 0,
@@ -83,6 +86,7 @@ impl Machine {
         self.next += 1;
         self.scheduler.limits.check(&request).unwrap();
         let n = request.input_ids.len();
+        self.deltas.insert(id, request.rope_delta);
         let mut rows: Vec<Row> = (0..n)
             .map(|row| (request.input_ids[row], [0, n, 2 * n].map(|axis| request.positions[axis + row]), None))
             .collect();
@@ -92,7 +96,7 @@ impl Machine {
             rows[row].2 = Some(embed);
         }
         self.history.insert(id, rows);
-        self.events.push(Event::Arrived(id, Arc::new(request)));
+        self.events.push(Event::Arrived(id, Box::new(request)));
         id
     }
 
@@ -108,7 +112,7 @@ impl Machine {
             let sampled = sequence.samples.then(|| {
                 let index = sequence.context_len;
                 let id = TokenId(token(index));
-                let position = [i32::try_from(index).unwrap() + sequence.request.rope_delta; 3];
+                let position = [i32::try_from(index).unwrap() + self.deltas[&sequence.id]; 3];
                 self.history.get_mut(&sequence.id).unwrap().push((id, position, None));
                 TokenOutput { token_id: id, logprob: None, logprobs: None }
             });
@@ -118,8 +122,9 @@ impl Machine {
     }
 
     fn owned(&self) -> Vec<BlockId> {
-        let tables = [&self.scheduler.running, &self.scheduler.retained];
-        tables.into_iter().flatten().flat_map(|s| s.block_table.clone()).collect()
+        let running = self.scheduler.running.as_ref().map(|sequence| &sequence.history);
+        let histories = running.into_iter().chain(&self.scheduler.retained);
+        histories.flat_map(|history| history.block_table.clone()).collect()
     }
 
     fn run(&mut self) {
@@ -179,6 +184,50 @@ fn an_answer_ends_with_the_room_for_it() {
     let id = machine.send(request(&[3; 40]));
     machine.run();
     assert_eq!(machine.usage(id).1.completion_tokens, 24);
+}
+
+#[test]
+fn an_answer_ends_where_the_positions_end() {
+    // A slow video's positions run 7 ahead of its tokens.
+    let slow = |len: usize| {
+        let mut request = request(&vec![3; len]);
+        let last = i32::try_from(len).unwrap() + 6;
+        (0..3).for_each(|axis| request.positions[axis * len + len - 1] = last);
+        PreparedRequest { rope_delta: 7, ..request }
+    };
+    let mut machine = Machine::new(Limits { max_model_len: 50, ..limits() });
+    let id = machine.send(slow(40));
+    machine.run();
+    assert_eq!(machine.usage(id).0, FinishReason::Length);
+    assert_eq!(machine.usage(id).1.completion_tokens, 3);
+    assert!(machine.history[&id].iter().all(|(_, position, _)| position.iter().all(|&p| p < 50)));
+}
+
+#[test]
+fn pixels_go_back_as_soon_as_they_are_encoded() {
+    let mut machine = Machine::new(limits());
+    let pictures: Vec<_> = (0..4_u8).map(|i| (1 + 9 * usize::from(i), picture([1, 4, 8], i))).collect();
+    let request = answer(with_pictures(40, &pictures), 30);
+    let lent: Vec<_> = pictures.into_iter().map(|(_, image)| Arc::downgrade(&image.pixels)).collect();
+    let held = || lent.iter().map(|pixels| pixels.strong_count() > 0).collect::<Vec<_>>();
+    machine.send(request);
+    assert!(machine.step(|_| 5));
+    assert_eq!(held(), [false, false, true, true], "the first batch has run");
+    while machine.device.computed_rows < 40 {
+        machine.step(|_| 5);
+    }
+    assert_eq!(held(), [false; 4], "while the answer is written");
+    // A request that is cut off before its pictures were encoded leaves nothing lent, either.
+    let cut_off = with_pictures(60, &[(40, picture([1, 4, 8], 9))]);
+    let pixels = Arc::downgrade(&cut_off.images[0].pixels);
+    machine.run();
+    let id = machine.send(cut_off);
+    assert!(machine.step(|_| 5));
+    assert_eq!(pixels.strong_count(), 1);
+    machine.events.push(Event::Cancelled(id));
+    machine.run();
+    assert!(machine.scheduler.retained.is_some());
+    assert_eq!(pixels.strong_count(), 0);
 }
 
 #[test]
