@@ -45,7 +45,8 @@ fn videos_are_the_references() {
 /// cell by merge cell.
 fn still(model: &Loaded, image: &str, grid: GridThw) -> Vec<u8> {
     let bytes = fs::read(Golden::image(image)).unwrap();
-    let picture = decode(&ImageInput::Bytes(bytes.into()), &Limits::default()).unwrap();
+    let input = ImageInput::Bytes(bytes.into());
+    let picture = decode(&input, &Limits::default()).unwrap();
     let patch = model.config.patch_size;
     let (height, width) = (grid.h as usize * patch, grid.w as usize * patch);
     let size = (picture.height, picture.width);
