@@ -23,7 +23,8 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use crate::libraries::CudaVersion;
 use crate::{Compiled, DeviceError, KernelResources, KernelSpec, nvrtc};
 use entry::{Entry, Lookup};
-use key::{entry_name, runs_on};
+use key::entry_name;
+pub(crate) use key::runs_on;
 
 /// Names the folder that caches lie in.
 pub(crate) const CACHE_VARIABLE: &str = "FOVEAL_CACHE_DIR";
@@ -98,6 +99,18 @@ impl CubinCache {
     #[must_use]
     pub fn user_folder(&self) -> Option<&Path> {
         self.user.as_deref()
+    }
+
+    /// The architectures that the kernels beside the program are for.
+    pub(crate) fn shipped_archs(&self) -> Vec<String> {
+        let entries = self.shipped.as_deref().and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten();
+        let archs = entries.flatten().filter_map(|file| entry::arch(&file.path()));
+        archs.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether kernels compiled here can be kept; `None` if nobody said where. Makes the folder.
+    pub(crate) fn try_writing(&self) -> Option<io::Result<()>> {
+        self.user.as_deref().map(entry::try_writing)
     }
 
     /// The cubin of a kernel for an architecture, as `sm_80` or `sm_90a`; compiled where no folder has it.

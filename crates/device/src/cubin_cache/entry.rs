@@ -100,12 +100,30 @@ impl Entry {
         }
     }
 
-    /// A name that no other thread or process takes.
     fn aside(&self) -> PathBuf {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        self.folder.join(format!(".{}.{}.{count}", self.name, std::process::id()))
+        aside(&self.folder, &self.name)
     }
+}
+
+/// A hidden name that no other thread or process takes.
+fn aside(folder: &Path, name: &str) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    folder.join(format!(".{name}.{}.{count}", std::process::id()))
+}
+
+/// The architecture that the entry at `path` was compiled for.
+pub(super) fn arch(path: &Path) -> Option<String> {
+    let options = fs::read_to_string(path.join(OPTIONS)).ok()?;
+    options.lines().find_map(|line| line.strip_prefix("option --gpu-architecture=")).map(str::to_owned)
+}
+
+/// Makes the folder, and a file in it that goes again.
+pub(super) fn try_writing(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let file = aside(folder, "test");
+    write_file(&file, b"")?;
+    fs::remove_file(file)
 }
 
 fn is_absent(error: &io::Error) -> bool {

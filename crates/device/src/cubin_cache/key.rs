@@ -45,7 +45,7 @@ fn add(key: &mut Hasher, part: &str) {
 
 /// The architectures whose machine code runs on a device of this one, best first: within a major version newer devices
 /// run the code of older ones. Code for `sm_90a` runs on 9.0 only, and a 9.0 runs the plain code too.
-pub(super) fn runs_on(arch: &str) -> Vec<String> {
+pub(crate) fn runs_on(arch: &str) -> Vec<String> {
     let mut archs = vec![arch.to_owned()];
     let number = arch.strip_prefix("sm_").map(|rest| rest.trim_end_matches(['a', 'f']));
     // The last digit is the minor version: sm_120 is 12.0.
