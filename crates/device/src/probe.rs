@@ -89,6 +89,8 @@ pub struct Problem {
     pub what: String,
     /// What mends it: a command where there is one.
     pub remedy: String,
+    /// Whether no GPU can be used before that.
+    pub is_fatal: bool,
 }
 
 impl Probe {

@@ -26,6 +26,7 @@ pub(super) fn problems(probe: &Probe, visible_devices: Option<&str>) -> Vec<Prob
                 gpu.name
             ),
             remedy: format!("use another GPU, or --device cpu in place of cuda:{}", gpu.ordinal),
+            is_fatal: probe.usable_gpus().next().is_none(),
         });
     }
     if probe.usable_gpus().next().is_some() {
@@ -38,7 +39,8 @@ pub(super) fn problems(probe: &Probe, visible_devices: Option<&str>) -> Vec<Prob
 
 fn no_driver(probe: &Probe, refused: &[String]) -> Option<Problem> {
     if !refused.is_empty() {
-        return Some(Problem { what: refused.join("; "), remedy: LibraryKind::Driver.remedy().to_owned() });
+        let remedy = LibraryKind::Driver.remedy().to_owned();
+        return Some(Problem { what: refused.join("; "), remedy, is_fatal: true });
     }
     if !probe.has_nvidia_hardware {
         return None;
@@ -48,10 +50,12 @@ fn no_driver(probe: &Probe, refused: &[String]) -> Option<Problem> {
         Some(version) => Problem {
             what: format!("the kernel runs NVIDIA's driver {version}, but its library {name} isn't to be found"),
             remedy: format!("{CONTAINER}; else install the user-space part of driver {version}"),
+            is_fatal: true,
         },
         None => Problem {
             what: "there is an NVIDIA GPU, but no driver for it".to_owned(),
             remedy: LibraryKind::Driver.remedy().to_owned(),
+            is_fatal: true,
         },
     })
 }
@@ -64,6 +68,7 @@ fn no_gpus(probe: &Probe, visible_devices: Option<&str>) -> Problem {
             Some(value) => format!("CUDA_VISIBLE_DEVICES is `{value}`; `unset CUDA_VISIBLE_DEVICES`"),
             None => format!("see whether `nvidia-smi` shows one; {CONTAINER}"),
         },
+        is_fatal: true,
     }
 }
 
@@ -99,11 +104,12 @@ fn no_cache(probe: &Probe) -> Option<Problem> {
     Some(Problem {
         what: format!("compiled kernels can't be kept{folder}, so that each start compiles them again: {reason}"),
         remedy: "set FOVEAL_CACHE_DIR to a folder that can be written".to_owned(),
+        is_fatal: false,
     })
 }
 
 fn missing(kind: LibraryKind, refused: &[String], so: &str) -> Problem {
     let seen = if refused.is_empty() { format!("{} isn't to be found", kind.file_name()) } else { refused.join("; ") };
     let remedy = format!("{}; or set {LIBRARIES_VARIABLE} to the folder it is in", kind.remedy());
-    Problem { what: format!("{so}: {seen}"), remedy }
+    Problem { what: format!("{so}: {seen}"), remedy, is_fatal: true }
 }

@@ -89,6 +89,8 @@ fn a_driver_that_shows_no_gpu_is_a_problem() {
 #[test]
 fn an_old_gpu_is_named_and_needs_nothing_else() {
     check(&Probe { gpus: vec![gpu((7, 5))], nvrtc: missing(&[]), ..whole() }, "compute capability 7.5", "--device cpu");
+    let one_of_two = Probe { gpus: vec![gpu((7, 5)), gpu((8, 0))], ..whole() };
+    assert!(!the_problem(&one_of_two).is_fatal);
 }
 
 #[test]
@@ -114,7 +116,9 @@ fn shipped_kernels_stand_in_for_a_compiler() {
 #[test]
 fn a_cache_that_cannot_be_written_matters_to_a_compiler_only() {
     let cubins = CubinProbe { not_writable: Some("read-only file system".into()), ..whole().cubins };
-    check(&Probe { cubins: cubins.clone(), ..whole() }, "/c, so that each start", "FOVEAL_CACHE_DIR");
+    let probe = Probe { cubins: cubins.clone(), ..whole() };
+    check(&probe, "/c, so that each start", "FOVEAL_CACHE_DIR");
+    assert!(!the_problem(&probe).is_fatal);
     let shipped_archs = vec!["sm_90a".to_owned()];
     assert_eq!(
         problems(&Probe { nvrtc: missing(&[]), cubins: CubinProbe { shipped_archs, ..cubins }, ..whole() }, None),
