@@ -6,16 +6,14 @@ use foveal_device::{DType, Stream, View};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::Linear;
 use super::pack::{Block, num_blocks, pack_rows};
 use super::tile::{TILE_ROWS, Task};
+use super::{Linear, OP};
 use crate::OpError;
-use crate::check::Op;
 use crate::reals::Reals;
 use crate::shared_rows::SharedOut;
 use crate::simd::{Isa, SimdElement};
 
-const OP: Op = Op("linear");
 /// Packed activations of one pass: they stay in the last-level cache while every weight is read once.
 const PASS_BYTES: usize = 4 << 20;
 /// Packed activations of one task: half of a level-2 cache of 1 MiB.

@@ -8,9 +8,10 @@
 //! with `k = 0` the sum is 0.
 //!
 //! # Dtypes and layout
-//! `x` and `out` f32 or bf16; each part of `weight` and `bias` f32, bf16 or f16. All row-major and contiguous. Weights
-//! are read where they lie and are never copied, widened or repacked; only activations are, into scratch of 4 MiB (more
-//! where eight tiles of rows are larger).
+//! On the CPU, `x` and `out` f32 or bf16; each part of `weight` and `bias` f32, bf16 or f16. On CUDA, `x` bf16 with bf16
+//! weights and `out` bf16 or f32, or all f32; `bias` as `out`. All row-major and contiguous. Weights are read where they
+//! lie and are never copied, widened or repacked; only activations are, on the CPU, into scratch of 4 MiB (more where
+//! eight tiles of rows are larger).
 //!
 //! # Numerics
 //! Operands are widened to float32 exactly, products are summed in float32, the bias is added last and the result is
@@ -20,6 +21,10 @@
 //! has a fused multiply-add (elsewhere products are rounded before they are added). The error is at most
 //! `(k / 16 + 8) * 2^-24 * Σ |x * weight|`.
 //!
+//! On CUDA, sums are float32 in an order that the algorithm chosen for the shape decides, and the tensor cores cut off
+//! what the CPU rounds: twice that error. A row's bits are the same for any `m` up to eight where `gemv.cu` is used, and may
+//! differ between other numbers of rows. f32 products are true float32 (no TF32). Partial sums are never rounded to bf16.
+//!
 //! # Source
 //! `torch.nn.functional.linear`, as the models of transformers 5.17 call it (`Qwen3VLTextMLP`, `Qwen3VLTextAttention` in
 //! `models/qwen3_vl/modeling_qwen3_vl.py`).
@@ -28,8 +33,13 @@
 //! A tile is 6 activation rows by 4 weight rows, 24 vectors of sums along K. The `gemm` crate was considered: it has no
 //! product of bf16 weights that lie `[n, k]` and are widened on the way into registers, and its order of summation is not
 //! fixed across shapes.
+//!
+//! # CUDA implementation
+//! Up to eight rows of bf16 with `k` a multiple of 8 are multiplied by `gemv.cu`, which streams all parts in one launch; all
+//! others by cuBLASLt, one product for each part into its columns of `out`.
 
 mod cpu;
+mod cuda;
 mod pack;
 mod tile;
 
@@ -39,6 +49,11 @@ mod tests;
 use foveal_device::{Stream, View, ViewMut};
 
 use crate::OpError;
+use crate::check::Op;
+
+pub(crate) use cuda::variants;
+
+const OP: Op = Op("linear");
 
 /// Operands of [`linear`].
 #[derive(Debug)]
@@ -60,5 +75,24 @@ pub struct Linear<'a> {
 /// [`OpError::Shape`] and [`OpError::DType`] when shapes or element types don't fit, [`OpError::Device`] for elements
 /// that don't start at a multiple of their size.
 pub fn linear(stream: &Stream, args: Linear<'_>) -> Result<(), OpError> {
-    cpu::linear(stream, args)
+    match stream.cuda() {
+        Some(cuda) => cuda::linear(cuda, args),
+        None => cpu::linear(stream, args),
+    }
+}
+
+/// Finds the quickest way to compute [`linear`] for operands like these, and has it use that from now on, for the same
+/// shapes and up to half as many rows. What is found is kept on disk. On the CPU there is nothing to find.
+///
+/// `other_weights` are parts of the same shapes, of the model's other layers: they are taken in turn, so that none comes
+/// from a cache. `out` holds nothing of use afterwards. Waits for the GPU and takes up to seconds: for the start of a
+/// program, before anything is captured.
+///
+/// # Errors
+/// As [`linear`].
+pub fn tune(stream: &Stream, args: Linear<'_>, other_weights: &[&[View<'_>]]) -> Result<(), OpError> {
+    match stream.cuda() {
+        Some(cuda) => cuda::tune(cuda, args, other_weights),
+        None => Ok(()),
+    }
 }

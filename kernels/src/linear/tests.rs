@@ -6,7 +6,7 @@ use half::bf16;
 use proptest::prelude::*;
 
 use super::cpu::run;
-use super::{Linear, linear};
+use super::{Linear, linear, tune};
 use crate::OpError;
 use crate::simd::Isa;
 use crate::testing::{device_tests, load, store, values as numbers};
@@ -23,10 +23,11 @@ impl Problem {
     fn new(device: &Device, [x, w, out]: [DType; 3], m: usize, k: usize, parts: &[usize], has_bias: bool) -> Self {
         let n = parts.iter().sum();
         let part = |(i, &rows): (usize, &usize)| store(device, &numbers(7 + i as u64, rows * k, 1.0), w, &[rows, k]);
+        let bias = if device.is_cuda() { out } else { w };
         Self {
             x: store(device, &numbers(1, m * k, 1.0), x, &[m, k]),
             parts: parts.iter().enumerate().map(part).collect(),
-            bias: has_bias.then(|| store(device, &numbers(2, n, 1.0), w, &[n])),
+            bias: has_bias.then(|| store(device, &numbers(2, n, 1.0), bias, &[n])),
             out_dtype: out,
         }
     }
@@ -83,16 +84,38 @@ impl Problem {
 fn agrees_with_float64(device: &Device, problem: &Problem) {
     let (m, n, k) = problem.sizes();
     let (expected, size) = problem.plain();
-    // Each of the lanes' additions rounds by half a unit of a partial sum at most.
-    let atol = size * f64::from(f32::EPSILON) * (k as f64 / 16.0 + 8.0) * 0.5;
+    // Each of the lanes' additions rounds by half a unit of a partial sum at most; those of tensor cores, which add sixteen
+    // products at once, cut off a whole one. (A GPU's true float32 products are added one after the other: the roundings of
+    // k such additions come to the root of k units, which is less.)
+    let units = if device.is_cuda() { 1.0 } else { 0.5 };
+    let atol = size * f64::from(f32::EPSILON) * (k as f64 / 16.0 + 8.0) * units;
+    // Rounding to bf16 loses at most 2^-9 of the value, and another 2^-9 where the two sums lie on either side of the middle
+    // between two bf16s.
     let rtol = if problem.out_dtype == DType::BF16 { 1.0 / 256.0 } else { 0.0 };
     assert_close_at(&problem.all_rows(device), &expected, &[m, n], atol as f32, rtol);
 }
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 const F32: [DType; 3] = [DType::F32; 3];
-/// The types of the decoder: float32 activations, bf16 weights.
+/// The types of the decoder on the CPU: float32 activations, bf16 weights.
 const DECODER: [DType; 3] = [DType::F32, DType::BF16, DType::F32];
+/// The types of every model on CUDA.
+const NARROW: [DType; 3] = [DType::BF16; 3];
+
+/// The types of the decoder.
+fn decoder(device: &Device) -> [DType; 3] {
+    if device.is_cuda() { NARROW } else { DECODER }
+}
+
+/// Activations, weights and outputs of all the types that a device multiplies.
+fn all_types(device: &Device) -> Vec<[DType; 3]> {
+    use DType::{BF16, F32};
+    if device.is_cuda() {
+        return vec![NARROW, [BF16, BF16, F32], [F32; 3]];
+    }
+    let with = |x, w| [F32, BF16].map(|out| [x, w, out]);
+    [F32, BF16].into_iter().flat_map(|x| FLOATS.into_iter().flat_map(move |w| with(x, w))).collect()
+}
 
 fn every_type_and_shape_agrees_with_float64(device: &Device) {
     // Tiny, odd, ragged, whole tiles, many rows; parts that don't fill a tile.
@@ -107,24 +130,61 @@ fn every_type_and_shape_agrees_with_float64(device: &Device) {
         (97, 40, &[70, 65]),
     ];
     for (m, k, parts) in shapes {
-        for x in [DType::F32, DType::BF16] {
-            for w in FLOATS {
-                for out in [DType::F32, DType::BF16] {
-                    agrees_with_float64(device, &Problem::new(device, [x, w, out], m, k, parts, m % 2 == 1));
-                }
-            }
+        for dtypes in all_types(device) {
+            agrees_with_float64(device, &Problem::new(device, dtypes, m, k, parts, m % 2 == 1));
         }
     }
 }
 
-fn a_real_projection_agrees_with_float64(device: &Device) {
-    // Query, key and value of a 2-billion-parameter decoder.
-    agrees_with_float64(device, &Problem::new(device, DECODER, 2, 2048, &[2048, 1024, 1024], true));
+fn every_part_of_a_few_rows_agrees_with_float64(device: &Device) {
+    // Columns that fill no load of a warp, one, all warps' and more; parts in one launch and in two; rows in groups of
+    // eight, none of a part, and enough for two groups on every multiprocessor.
+    let parts: [&[usize]; 4] = [&[1], &[8, 3, 1], &[5, 0, 16, 2], &[1100, 600, 513]];
+    for m in [1, 2, 5, 7, 8] {
+        for (k, parts) in [8, 136, 1032, 2056].into_iter().flat_map(|k| parts.map(|parts| (k, parts))) {
+            let dtypes = if k == 136 { [DType::BF16, DType::BF16, DType::F32] } else { NARROW };
+            agrees_with_float64(device, &Problem::new(device, dtypes, m, k, parts, m % 2 == 1));
+        }
+    }
+}
+
+fn real_projections_agree_with_float64(device: &Device) {
+    // Query, key and value of decoders of 2 and 8 billion parameters, whose weights are three tensors or one; a key alone
+    // for a prompt; a patch embedding and a vision MLP of Qwen2.5-VL, whose sizes are no multiples of 8 or 128.
+    let shapes: [(usize, usize, &[usize]); 6] = [
+        (2, 2048, &[2048, 1024, 1024]),
+        (1, 4096, &[6144]),
+        (128, 4096, &[1024]),
+        (37, 1176, &[1280]),
+        (4, 1280, &[3420, 3420]),
+        (9, 3420, &[1280]),
+    ];
+    for (m, k, parts) in shapes {
+        agrees_with_float64(device, &Problem::new(device, decoder(device), m, k, parts, m != 128));
+    }
+}
+
+fn tuned_projections_agree_with_float64(device: &Device) {
+    for (m, k, parts) in [(24, 256, &[130, 62][..]), (3, 64, &[40])] {
+        let problem = Problem::new(device, decoder(device), m, k, parts, true);
+        let weight: Vec<View<'_>> = problem.parts.iter().map(Tensor::view).collect();
+        problem.rows(device, 0..m, |stream, args| tune(stream, args, &[&weight, &weight]).unwrap());
+        agrees_with_float64(device, &problem);
+    }
+}
+
+fn rows_among_a_few_others_have_the_same_bits(device: &Device) {
+    let problem = Problem::new(device, decoder(device), 8, 208, &[37, 30], true);
+    let by = |stream: &Stream, args: Linear<'_>| linear(stream, args).unwrap();
+    let one_by_one: Vec<f32> = (0..8).flat_map(|row| problem.rows(device, row..row + 1, by)).collect();
+    for m in 1..=8 {
+        assert_bitwise_equal(&problem.rows(device, 0..m, by), &one_by_one[..m * 67]);
+    }
 }
 
 fn more_rows_than_a_pass_holds(device: &Device) {
     // 4 MiB of packed rows: more than one pass at this width.
-    agrees_with_float64(device, &Problem::new(device, DECODER, 75, 20_480, &[3], false));
+    agrees_with_float64(device, &Problem::new(device, decoder(device), 75, 20_480, &[3], false));
 }
 
 fn nothing_to_do_and_nothing_to_sum(device: &Device) {
@@ -132,6 +192,8 @@ fn nothing_to_do_and_nothing_to_sum(device: &Device) {
         assert!(Problem::new(device, F32, m, 5, parts, true).all_rows(device).is_empty());
     }
     for m in [1, 9] {
+        let narrow = Problem::new(device, NARROW, m, 0, &[3, 2, 1, 2], true);
+        assert_eq!(narrow.all_rows(device), load(narrow.bias.as_ref().unwrap()).repeat(m));
         let with_bias = Problem::new(device, F32, m, 0, &[3], true);
         assert_eq!(with_bias.all_rows(device), numbers(2, 3, 1.0).repeat(m));
         assert_eq!(Problem::new(device, F32, m, 0, &[3], false).all_rows(device), vec![0.0; 3 * m]);
@@ -139,19 +201,25 @@ fn nothing_to_do_and_nothing_to_sum(device: &Device) {
 }
 
 fn infinities_and_nan_stay_in_their_row(device: &Device) {
-    let mut x = numbers(1, 3 * 40, 1.0);
-    x[45] = f32::INFINITY;
-    x[85] = f32::NAN;
-    let problem = Problem {
-        x: store(device, &x, DType::F32, &[3, 40]),
-        parts: vec![store(device, &[1.0; 80], DType::BF16, &[2, 40])],
-        bias: None,
-        out_dtype: DType::F32,
-    };
-    let got = problem.all_rows(device);
-    assert!(got[..2].iter().all(|x| x.is_finite()));
-    assert_eq!(got[2..4], [f32::INFINITY; 2]);
-    assert!(got[4..].iter().all(|x| x.is_nan()));
+    // Few rows, and many: there is another kernel for each.
+    for rows_between in [0, 9] {
+        let (m, last) = (3 + rows_between, 2 + rows_between);
+        let mut x = numbers(1, m * 40, 1.0);
+        x[45] = f32::INFINITY;
+        x[last * 40 + 5] = f32::NAN;
+        for [x_dtype, w, out_dtype] in all_types(device) {
+            let problem = Problem {
+                x: store(device, &x, x_dtype, &[m, 40]),
+                parts: vec![store(device, &[1.0; 80], w, &[2, 40])],
+                bias: None,
+                out_dtype,
+            };
+            let got = problem.all_rows(device);
+            assert_eq!(got[2..4], [f32::INFINITY; 2]);
+            assert!(got[2 * last..].iter().all(|x| x.is_nan()));
+            assert!(got[..2].iter().chain(&got[4..2 * last]).all(|x| x.is_finite()));
+        }
+    }
 }
 
 #[test]
@@ -198,10 +266,15 @@ fn weights_of_different_types_sum_in_the_same_order() {
 
 device_tests!(
     every_type_and_shape_agrees_with_float64,
-    a_real_projection_agrees_with_float64,
+    every_part_of_a_few_rows_agrees_with_float64,
+    real_projections_agree_with_float64,
+    tuned_projections_agree_with_float64,
+    rows_among_a_few_others_have_the_same_bits,
     more_rows_than_a_pass_holds,
     nothing_to_do_and_nothing_to_sum,
     infinities_and_nan_stay_in_their_row,
+    misfits_are_refused_by_name,
+    types_that_a_device_doesnt_multiply_are_refused_by_name,
 );
 
 proptest! {
@@ -242,13 +315,13 @@ proptest! {
 
 /// What `linear` says of operands of these types and shapes.
 fn refusal(
+    device: &Device,
     x: (DType, &[usize]),
     parts: &[(DType, &[usize])],
     bias: Option<(DType, &[usize])>,
     out: (DType, &[usize]),
 ) -> OpError {
-    let device = Device::cpu(1).unwrap();
-    let zeros = |(dtype, dims): (DType, &[usize])| Tensor::zeros(&device, dtype, dims).unwrap();
+    let zeros = |(dtype, dims): (DType, &[usize])| Tensor::zeros(device, dtype, dims).unwrap();
     let (x, parts, bias, mut out) =
         (zeros(x), parts.iter().map(|&p| zeros(p)).collect::<Vec<_>>(), bias.map(zeros), zeros(out));
     let weight: Vec<View<'_>> = parts.iter().map(Tensor::view).collect();
@@ -257,28 +330,45 @@ fn refusal(
         .unwrap_err()
 }
 
-#[test]
-fn misfits_are_refused_by_name() {
-    use DType::{BF16, F16, F32, I32, U8};
+fn misfits_are_refused_by_name(device: &Device) {
+    use DType::F32;
     let good: (&[usize], &[usize], &[usize]) = (&[2, 8], &[4, 8], &[2, 4]);
-    let shape = |e: OpError| match e {
-        OpError::Shape { op: "linear", arg, .. } => arg,
-        other => panic!("{other}"),
+    let shape = |x: &[usize], parts: &[&[usize]], bias: Option<&[usize]>, out: &[usize]| {
+        let parts: Vec<_> = parts.iter().map(|&dims| (F32, dims)).collect();
+        match refusal(device, (F32, x), &parts, bias.map(|dims| (F32, dims)), (F32, out)) {
+            OpError::Shape { op: "linear", arg, .. } => arg,
+            other => panic!("{other}"),
+        }
     };
-    assert_eq!(shape(refusal((F32, &[2, 8, 1]), &[(F32, good.1)], None, (F32, good.2))), "x");
-    assert_eq!(shape(refusal((F32, good.0), &[(F32, &[4, 7])], None, (F32, good.2))), "weight");
-    assert_eq!(shape(refusal((F32, good.0), &[(F32, good.1), (F32, &[8])], None, (F32, good.2))), "weight");
-    assert_eq!(shape(refusal((F32, good.0), &[(F32, good.1)], Some((F32, &[5])), (F32, good.2))), "bias");
-    assert_eq!(shape(refusal((F32, good.0), &[(F32, good.1)], None, (F32, &[2, 5]))), "out");
-    assert_eq!(shape(refusal((F32, good.0), &[(F32, good.1), (BF16, good.1)], None, (F32, good.2))), "out");
-    let dtype = |e: OpError| match e {
-        OpError::DType { op: "linear", arg, .. } => arg,
-        other => panic!("{other}"),
+    assert_eq!(shape(&[2, 8, 1], &[good.1], None, good.2), "x");
+    assert_eq!(shape(good.0, &[&[4, 7]], None, good.2), "weight");
+    assert_eq!(shape(good.0, &[good.1, &[8]], None, good.2), "weight");
+    assert_eq!(shape(good.0, &[good.1], Some(&[5]), good.2), "bias");
+    assert_eq!(shape(good.0, &[good.1], None, &[2, 5]), "out");
+    assert_eq!(shape(good.0, &[good.1, good.1], None, good.2), "out");
+}
+
+fn types_that_a_device_doesnt_multiply_are_refused_by_name(device: &Device) {
+    use DType::{BF16, F16, F32, I32, U8};
+    let dtype = |[x, w, out]: [DType; 3], bias: Option<DType>| {
+        let bias = bias.map(|dtype| (dtype, &[4_usize][..]));
+        match refusal(device, (x, &[2, 8]), &[(w, &[4, 8])], bias, (out, &[2, 4])) {
+            OpError::DType { op: "linear", arg, .. } => arg,
+            other => panic!("{other}"),
+        }
     };
-    assert_eq!(dtype(refusal((F16, good.0), &[(F32, good.1)], None, (F32, good.2))), "x");
-    assert_eq!(dtype(refusal((F32, good.0), &[(U8, good.1)], None, (F32, good.2))), "weight");
-    assert_eq!(dtype(refusal((F32, good.0), &[(F32, good.1)], Some((I32, &[4])), (F32, good.2))), "bias");
-    assert_eq!(dtype(refusal((F32, good.0), &[(F32, good.1)], None, (F16, good.2))), "out");
+    assert_eq!(dtype([F16, F32, F32], None), "x");
+    assert_eq!(dtype([F32, U8, F32], None), "weight");
+    assert_eq!(dtype([F32, F32, F32], Some(I32)), "bias");
+    assert_eq!(dtype([F32, F32, F16], None), "out");
+    if device.is_cuda() {
+        assert_eq!(dtype([F32, BF16, F32], None), "weight");
+        assert_eq!(dtype([BF16, F32, BF16], None), "weight");
+        assert_eq!(dtype([BF16, F16, BF16], None), "weight");
+        assert_eq!(dtype([F32, F32, BF16], None), "out");
+        assert_eq!(dtype([BF16, BF16, BF16], Some(F32)), "bias");
+        assert_eq!(dtype([BF16, BF16, F32], Some(BF16)), "bias");
+    }
 }
 
 #[test]

@@ -1,0 +1,280 @@
+//! The CUDA launcher: a kernel of our own where a few rows are multiplied, cuBLASLt for all others.
+#![allow(unsafe_code)]
+
+use foveal_device::{
+    Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, MatmulShape, View, ViewMut,
+};
+
+use super::{Linear, OP};
+use crate::OpError;
+
+static GEMV: KernelSource =
+    KernelSource { name: "linear", text: include_str!("gemv.cu"), headers: crate::cuda::HEADERS };
+
+/// The most rows of activations that our own kernel is used for; 0 leaves all to cuBLASLt.
+const MAX_GEMV_ROWS: usize = 8;
+
+/// Rows of activations, and of a group of weights, in a tile of the kernel's tensor-core instruction.
+const TILE_ROWS: usize = 8;
+/// Stacked weights of one launch.
+const MAX_PARTS: usize = 3;
+/// Elements of the kernel's loads of activations and weights.
+const LOAD_LEN: usize = 8;
+/// Bytes of the same.
+const LOAD_BYTES: u64 = 16;
+/// The kernel counts columns by an `int` and steps beyond the last.
+const MAX_COLUMNS: usize = 1 << 30;
+
+/// How our own kernel shares the work out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gemv {
+    /// Groups of eight weight rows of a block.
+    groups: usize,
+    /// Warps of a block, which share the columns.
+    warps: u32,
+}
+
+/// What decides between the kernels.
+#[derive(Clone, Copy, Debug)]
+struct Product {
+    m: usize,
+    /// Rows of all weights.
+    n: usize,
+    k: usize,
+    x: DType,
+    /// Whether activations and weights begin at multiples of [`LOAD_BYTES`].
+    is_aligned: bool,
+}
+
+/// Our own kernel's launch, or `None` for cuBLASLt.
+fn plan(product: Product, num_sms: u32) -> Option<Gemv> {
+    let Product { m, n, k, x, is_aligned } = product;
+    let can_load = x == DType::BF16 && is_aligned && k.is_multiple_of(LOAD_LEN) && k <= MAX_COLUMNS;
+    // Without columns nothing is loaded, and cuBLASLt refuses.
+    if k != 0 && (m > MAX_GEMV_ROWS || !can_load) {
+        return None;
+    }
+    let num_sms = num_sms as usize;
+    // Two groups halve the reads of activations; with fewer blocks than multiprocessors some would be idle.
+    let groups = if n.div_ceil(2 * TILE_ROWS) >= num_sms { 2 } else { 1 };
+    // Sixteen warps fill a multiprocessor's registers: of two blocks, or of one where there are no more.
+    let warps = if n.div_ceil(groups * TILE_ROWS) > num_sms { 8 } else { 16 };
+    Some(Gemv { groups, warps })
+}
+
+impl Gemv {
+    fn spec(self, out: DType) -> KernelSpec {
+        let spec = KernelSpec::new(&GEMV, "gemv").dtype("OUT_T", out);
+        spec.int("GROUPS", self.groups as i64).int("WARPS", i64::from(self.warps))
+    }
+}
+
+/// Every kernel that a model may need; cuBLASLt brings its own.
+pub(crate) fn variants() -> Vec<KernelSpec> {
+    let launches = [1, 2].into_iter().flat_map(|groups| [8, 16].map(|warps| Gemv { groups, warps }));
+    launches.flat_map(|gemv| [DType::BF16, DType::F32].map(|out| gemv.spec(out))).collect()
+}
+
+/// Rows of a part of the weights.
+fn num_rows(part: &View<'_>) -> usize {
+    part.shape().first().copied().unwrap_or(0)
+}
+
+impl Linear<'_> {
+    /// Shapes and element types, as CUDA takes them.
+    fn check(&self) -> Result<Product, OpError> {
+        let [m, k] = OP.rank("x", self.x.shape())?;
+        let x = self.x.dtype();
+        if !matches!(x, DType::F32 | DType::BF16) {
+            return Err(OP.bad_dtype("x", x, "bf16 or f32 on CUDA"));
+        }
+        let mut n = 0_usize;
+        for part in self.weight {
+            let [num_rows, _] = OP.rank("weight", part.shape())?;
+            OP.shape("weight", part.shape(), &[num_rows, k])?;
+            OP.dtype("weight", part.dtype(), x, "the dtype of x on CUDA")?;
+            // Without columns, rows cost no memory: their number may be anything.
+            n = n.saturating_add(num_rows);
+        }
+        OP.shape("out", self.out.shape(), &[m, n])?;
+        let out = self.out.dtype();
+        match x {
+            DType::BF16 if !matches!(out, DType::BF16 | DType::F32) => {
+                return Err(OP.bad_dtype("out", out, "bf16 or f32 on CUDA"));
+            }
+            DType::F32 => OP.dtype("out", out, DType::F32, "f32 on CUDA where x is f32")?,
+            _ => {}
+        }
+        if let Some(bias) = &self.bias {
+            OP.shape("bias", bias.shape(), &[n])?;
+            OP.dtype("bias", bias.dtype(), out, "the dtype of out on CUDA")?;
+        }
+        let mut is_aligned = true;
+        for operand in self.weight.iter().chain([&self.x]) {
+            is_aligned &= operand.device_ptr().map_err(|e| OP.device(e))?.is_multiple_of(LOAD_BYTES);
+        }
+        Ok(Product { m, n, k, x, is_aligned })
+    }
+}
+
+pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), OpError> {
+    let product = args.check()?;
+    if product.m == 0 || product.n == 0 {
+        return Ok(());
+    }
+    let computed = match plan(product, stream.num_sms()) {
+        Some(gemv) => by_gemv(stream, product, gemv, args),
+        None => each_part(product, &mut args, |_, shape, Part { x, weight, bias, out, column }| {
+            stream.matmul(shape, x, weight, bias, out, column)
+        }),
+    };
+    computed.map_err(|e| OP.device(e))
+}
+
+pub(super) fn tune(stream: &CudaStream, mut args: Linear<'_>, others: &[&[View<'_>]]) -> Result<(), OpError> {
+    let product = args.check()?;
+    if product.m == 0 || product.n == 0 || plan(product, stream.num_sms()).is_some() {
+        return Ok(());
+    }
+    let tuned = each_part(product, &mut args, |index, shape, Part { x, weight, bias, out, column }| {
+        let others = others.iter().filter_map(|parts| parts.get(index).copied());
+        let weights: Vec<View<'_>> = std::iter::once(*weight).chain(others).collect();
+        stream.tune_matmul(shape, x, &weights, bias, out, column).map(|_| ())
+    });
+    tuned.map_err(|e| OP.device(e))
+}
+
+/// Operands of the product with one part of the weights, which gives the columns of `out` from `column` on.
+struct Part<'p, 'a> {
+    x: &'p View<'a>,
+    weight: &'p View<'a>,
+    bias: Option<&'p View<'a>>,
+    out: &'p mut ViewMut<'a>,
+    column: usize,
+}
+
+/// A product of its own for each part that has rows.
+fn each_part(
+    product: Product,
+    args: &mut Linear<'_>,
+    mut multiply: impl FnMut(usize, &MatmulShape, Part<'_, '_>) -> Result<(), DeviceError>,
+) -> Result<(), DeviceError> {
+    let Linear { x, weight, bias, out } = args;
+    let mut column = 0;
+    for (index, weight) in weight.iter().enumerate() {
+        let n = num_rows(weight);
+        if n == 0 {
+            continue;
+        }
+        let shape = MatmulShape {
+            m: product.m,
+            n,
+            k: product.k,
+            x: x.dtype(),
+            weight: weight.dtype(),
+            out: out.dtype(),
+            bias: bias.map(|bias| bias.dtype()),
+            ldo: product.n,
+        };
+        let bias = bias.map(|bias| bias.rows(column..column + n)).transpose()?;
+        multiply(index, &shape, Part { x, weight, bias: bias.as_ref(), out: &mut out.reborrow(), column })?;
+        column += n;
+    }
+    Ok(())
+}
+
+/// Our own kernel, over as many rows and parts as there are: models have one launch, products without columns more.
+fn by_gemv(stream: &CudaStream, product: Product, gemv: Gemv, args: Linear<'_>) -> Result<(), DeviceError> {
+    let Product { m, n, .. } = product;
+    let Linear { x, weight, bias, out } = args;
+    let len = m * n;
+    let mut out = out.reshape(&[len])?;
+    for first in (0..m).step_by(TILE_ROWS) {
+        let x = x.rows(first..m.min(first + TILE_ROWS))?;
+        let mut column = 0;
+        for parts in weight.chunks(MAX_PARTS) {
+            let bias = bias.map(|bias| bias.rows(column..n)).transpose()?;
+            let out = out.reborrow().rows(first * n + column..len)?;
+            launch(stream, gemv, &x, parts, bias.as_ref(), &out, n)?;
+            column += parts.iter().map(num_rows).sum::<usize>();
+        }
+    }
+    Ok(())
+}
+
+/// One launch: at most eight rows of `x`, at most three parts. `bias` and `out` begin at the first part's first column, and
+/// rows of `out` are `out_stride` apart.
+fn launch(
+    stream: &CudaStream,
+    gemv: Gemv,
+    x: &View<'_>,
+    parts: &[View<'_>],
+    bias: Option<&View<'_>>,
+    out: &ViewMut<'_>,
+    out_stride: usize,
+) -> Result<(), DeviceError> {
+    let part = |i: usize| parts.get(i);
+    let rows = [0, 1, 2].map(|i| part(i).map_or(0, num_rows));
+    let tiles: usize = rows.iter().map(|rows| rows.div_ceil(gemv.groups * TILE_ROWS)).sum();
+    let mut args = Args::new();
+    args.ptr(x)?.ptr_or_null(part(0))?.ptr_or_null(part(1))?.ptr_or_null(part(2))?;
+    args.ptr_or_null(bias)?.ptr_mut(out)?;
+    for rows in rows {
+        args.usize_as_i32(rows)?;
+    }
+    let [m, k] = [0, 1].map(|i| x.shape().get(i).copied().unwrap_or(0));
+    args.usize_as_i32(m)?.usize_as_i32(k)?.usize_as_i32(out_stride)?;
+    let blocks = u32::try_from(tiles).map_err(|_| DeviceError::TooLarge { value: tiles })?;
+    let launch = Launch::new([blocks, 1, 1], [32 * gemv.warps, 1, 1]);
+    // SAFETY: the parameters are those of `gemv` in gemv.cu. `check` has compared all shapes and types, and `plan` what its
+    // loads ask for; it reads k elements of the rows given, and writes as many rows and columns of `out` as there are.
+    unsafe { stream.launch(&gemv.spec(out.dtype()), launch, &mut args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const H200_SMS: u32 = 132;
+    const QKV: Product = Product { m: 1, n: 6144, k: 4096, x: DType::BF16, is_aligned: true };
+
+    fn gemv(product: Product) -> Option<(usize, u32)> {
+        plan(product, H200_SMS).map(|gemv| (gemv.groups, gemv.warps))
+    }
+
+    #[test]
+    fn a_few_rows_take_our_own_kernel() {
+        assert!(gemv(QKV).is_some());
+        assert!(gemv(Product { m: 8, ..QKV }).is_some());
+        assert_eq!(gemv(Product { m: 9, ..QKV }), None);
+        assert_eq!(gemv(Product { x: DType::F32, ..QKV }), None);
+        assert_eq!(gemv(Product { is_aligned: false, ..QKV }), None);
+        assert_eq!(gemv(Product { k: 4092, ..QKV }), None);
+        assert_eq!(gemv(Product { k: MAX_COLUMNS + 8, ..QKV }), None);
+        // Nothing is loaded then, so anything goes.
+        assert!(gemv(Product { m: 100, k: 0, x: DType::F32, is_aligned: false, ..QKV }).is_some());
+    }
+
+    #[test]
+    fn all_multiprocessors_have_work() {
+        assert_eq!(gemv(QKV), Some((2, 8)));
+        assert_eq!(gemv(Product { n: 4096, ..QKV }), Some((2, 8)));
+        // 128 and 65 blocks.
+        assert_eq!(gemv(Product { n: 1024, ..QKV }), Some((1, 16)));
+        assert_eq!(gemv(Product { n: 513, ..QKV }), Some((1, 16)));
+        assert_eq!(gemv(Product { n: 2048, ..QKV }), Some((1, 8)));
+        assert_eq!(gemv(Product { n: 16 * 132, ..QKV }), Some((2, 16)));
+        assert_eq!(gemv(Product { n: 151_936, ..QKV }), Some((2, 8)));
+    }
+
+    #[test]
+    fn every_launch_is_compiled_ahead() {
+        let variants = variants();
+        for n in [1, 1024, 2048, 2112, 6144] {
+            for out in [DType::BF16, DType::F32] {
+                let gemv = plan(Product { n, ..QKV }, H200_SMS).unwrap();
+                assert!(variants.contains(&gemv.spec(out)), "{n}");
+            }
+        }
+    }
+}
