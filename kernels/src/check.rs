@@ -3,6 +3,7 @@
 use foveal_device::{DType, DeviceError, Element, Shape, View, ViewMut};
 
 use crate::OpError;
+use crate::reals::FLOATS;
 
 /// The operator that is checking, for its messages.
 #[derive(Clone, Copy)]
@@ -36,6 +37,14 @@ impl Op {
         expected: &'static str,
     ) -> Result<(), OpError> {
         if got == want { Ok(()) } else { Err(self.bad_dtype(arg, got, expected)) }
+    }
+
+    /// `got` must be one of the floating-point types.
+    pub(crate) fn float(self, arg: &'static str, got: DType) -> Result<(), OpError> {
+        match got {
+            DType::F32 | DType::BF16 | DType::F16 => Ok(()),
+            _ => Err(self.bad_dtype(arg, got, FLOATS)),
+        }
     }
 
     pub(crate) fn slice<'a, T: Element>(self, view: &View<'a>) -> Result<&'a [T], OpError> {
