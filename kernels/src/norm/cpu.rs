@@ -1,58 +1,33 @@
 //! The CPU implementation.
 
-use std::borrow::Cow;
+use foveal_device::{DType, Stream, ViewMut};
 
-use foveal_device::{DType, Stream, View, ViewMut};
-
-use super::{AddNorm, NormKind, RowAdd};
+use super::{AddNorm, NormKind, OP, RowAdd, Sizes};
 use crate::OpError;
-use crate::check::Op;
 use crate::parallel::for_each_row_pair;
 use crate::real::{Real, with_real};
 use crate::reals::{FLOATS, Reals, check_indices};
 
-const OP: Op = Op("add_norm");
-
 /// Partial sums of a row: enough to fill vector registers, added up in one fixed order.
 const LANES: usize = 8;
 
-pub(super) fn add_norm(stream: &Stream, args: AddNorm<'_>) -> Result<(), OpError> {
+pub(super) fn add_norm(stream: &Stream, args: AddNorm<'_>, sizes: Sizes) -> Result<(), OpError> {
     let AddNorm { residual, add, extra, weight, bias, kind, eps, out } = args;
-    let [m, d] = OP.rank("residual", residual.shape())?;
-    OP.shape("weight", weight.shape(), &[d])?;
-    OP.shape("out", out.shape(), &[m, d])?;
-    if kind == NormKind::Rms && bias.is_some() {
-        return Err(OpError::Mismatch { op: OP.0, arg: "bias", reason: "is given, but an RMSNorm has none" });
-    }
-    let add = add.map(|view| read_add(&view, m, d)).transpose()?;
-    let extra = extra.map(|extra| read_extra(&extra, m, d)).transpose()?;
+    let add = add.map(|view| Reals::new(OP, "add", &view)).transpose()?;
+    let extra = extra.map(|extra| read_extra(&extra, sizes.num_extra)).transpose()?;
     let weight = Reals::new(OP, "weight", &weight)?.to_f32s();
-    let bias = bias.map(|view| read_bias(&view, d)).transpose()?;
+    let bias = bias.map(|view| Ok(Reals::new(OP, "bias", &view)?.to_f32s())).transpose()?;
     let affine = Affine { weight: &weight, bias: bias.as_deref(), kind, eps };
     let (from, to): (DType, DType) = (residual.dtype(), out.dtype());
-    with_real!(from, T => with_real!(to, U => run::<T, U>(stream, residual, out, d, add, extra, &affine),
+    with_real!(from, T => with_real!(to, U => run::<T, U>(stream, residual, out, sizes.d, add, extra, &affine),
         else Err(OP.bad_dtype("out", to, FLOATS))),
         else Err(OP.bad_dtype("residual", from, FLOATS)))
 }
 
-fn read_add<'a>(view: &View<'a>, m: usize, d: usize) -> Result<Reals<'a>, OpError> {
-    OP.shape("add", view.shape(), &[m, d])?;
-    Reals::new(OP, "add", view)
-}
-
-fn read_bias<'a>(view: &View<'a>, d: usize) -> Result<Cow<'a, [f32]>, OpError> {
-    OP.shape("bias", view.shape(), &[d])?;
-    Ok(Reals::new(OP, "bias", view)?.to_f32s())
-}
-
 /// The rows, and which of them each row of the batch takes.
-fn read_extra<'a>(extra: &RowAdd<'a>, m: usize, d: usize) -> Result<(Reals<'a>, &'a [i32]), OpError> {
-    let [r, _] = OP.rank("extra.rows", extra.rows.shape())?;
-    OP.shape("extra.rows", extra.rows.shape(), &[r, d])?;
-    OP.shape("extra.index", extra.index.shape(), &[m])?;
-    OP.dtype("extra.index", extra.index.dtype(), DType::I32, "i32")?;
+fn read_extra<'a>(extra: &RowAdd<'a>, num_extra: usize) -> Result<(Reals<'a>, &'a [i32]), OpError> {
     let index = OP.slice(&extra.index)?;
-    check_indices(OP, "extra.index", index, -1, r)?;
+    check_indices(OP, "extra.index", index, -1, num_extra)?;
     Ok((Reals::new(OP, "extra.rows", &extra.rows)?, index))
 }
 

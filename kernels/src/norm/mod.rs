@@ -1,12 +1,18 @@
 //! Residual addition and normalisation in one pass: what stands between any two parts of a layer.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
-use foveal_device::{Stream, View, ViewMut};
+use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::OpError;
+use crate::check::Op;
+
+pub(crate) use cuda::variants;
+
+const OP: Op = Op("add_norm");
 
 /// How a row is normalised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +53,46 @@ pub struct AddNorm<'a> {
     pub out: ViewMut<'a>,
 }
 
+/// The sizes of checked operands.
+#[derive(Clone, Copy)]
+struct Sizes {
+    m: usize,
+    d: usize,
+    /// Rows of `extra.rows`; 0 without it.
+    num_extra: usize,
+}
+
+impl AddNorm<'_> {
+    /// Shapes and element types.
+    fn check(&self) -> Result<Sizes, OpError> {
+        let [m, d] = OP.rank("residual", self.residual.shape())?;
+        OP.float("residual", self.residual.dtype())?;
+        let reals = |arg, view: &View<'_>, dims: &[usize]| {
+            OP.shape(arg, view.shape(), dims)?;
+            OP.float(arg, view.dtype())
+        };
+        reals("weight", &self.weight, &[d])?;
+        reals("out", &self.out.as_view(), &[m, d])?;
+        if let Some(bias) = &self.bias {
+            if self.kind == NormKind::Rms {
+                return Err(OpError::Mismatch { op: OP.0, arg: "bias", reason: "is given, but an RMSNorm has none" });
+            }
+            reals("bias", bias, &[d])?;
+        }
+        if let Some(add) = &self.add {
+            reals("add", add, &[m, d])?;
+        }
+        let Some(extra) = &self.extra else {
+            return Ok(Sizes { m, d, num_extra: 0 });
+        };
+        let [num_extra, _] = OP.rank("extra.rows", extra.rows.shape())?;
+        reals("extra.rows", &extra.rows, &[num_extra, d])?;
+        OP.shape("extra.index", extra.index.shape(), &[m])?;
+        OP.dtype("extra.index", extra.index.dtype(), DType::I32, "i32")?;
+        Ok(Sizes { m, d, num_extra })
+    }
+}
+
 /// `residual += add + extra; out = norm(residual)`: what stands before every projection, and before the head.
 ///
 /// # Equation
@@ -64,14 +110,19 @@ pub struct AddNorm<'a> {
 /// Each of the two additions is made in float32 and rounded to `residual`'s type, as separate additions would be; the
 /// norm reads what was stored. Sums of a row are float64, in an order that the row's length alone decides. The
 /// normalised value is multiplied and shifted in float32 and rounded once, when it is stored (HF rounds to bf16 before
-/// it multiplies by the weight). Against float64: 4e-6 relative for f32, one rounding for bf16 and f16.
+/// it multiplies by the weight). Against float64: 4e-6 relative for f32, one rounding for bf16 and f16. On CUDA the sums
+/// are float32, per thread and then across threads, and an index outside of `extra.rows` adds nothing.
 ///
 /// # Source
 /// `Qwen3VLTextRMSNorm` and `torch.nn.LayerNorm` in `models/qwen3_vl/modeling_qwen3_vl.py`, `_deepstack_process` for
 /// `extra`; HF transformers 5.17.
 ///
 /// # Errors
-/// [`OpError`] when shapes or element types don't fit, or an index is outside of `extra.rows`.
+/// [`OpError`] when shapes or element types don't fit, or, on the CPU, an index is outside of `extra.rows`.
 pub fn add_norm(stream: &Stream, args: AddNorm<'_>) -> Result<(), OpError> {
-    cpu::add_norm(stream, args)
+    let sizes = args.check()?;
+    match stream.cuda() {
+        Some(cuda) => cuda::add_norm(cuda, &args, sizes),
+        None => cpu::add_norm(stream, args, sizes),
+    }
 }

@@ -3,6 +3,7 @@ use foveal_testkit::{assert_bitwise_equal, assert_close_at};
 use proptest::prelude::*;
 
 use super::{AddNorm, NormKind, RowAdd, add_norm};
+use crate::OpError;
 use crate::testing::{ACTIVATIONS, blamed, device_tests, load, load64, random, rtol, store, tensor, to_f32, zeros};
 
 device_tests!(
@@ -10,6 +11,7 @@ device_tests!(
     norms_have_their_moments,
     a_row_depends_on_itself_alone,
     misfits_are_named,
+    an_index_outside_is_refused_or_adds_nothing,
     bf16_weights_serve_f32_rows,
     a_constant_row_stays_finite,
 );
@@ -41,6 +43,10 @@ impl Case {
 
     /// The new residual and the normalised rows.
     fn run(&self, device: &Device) -> (Tensor, Tensor) {
+        self.try_run(device).unwrap()
+    }
+
+    fn try_run(&self, device: &Device) -> Result<(Tensor, Tensor), OpError> {
         let dims = self.residual.shape();
         let mut residual = store(device, &load(&self.residual), self.residual.dtype(), dims);
         let mut out = zeros(device, self.residual.dtype(), dims);
@@ -58,9 +64,8 @@ impl Case {
                 eps: EPS,
                 out: out.view_mut().unwrap(),
             },
-        )
-        .unwrap();
-        (residual, out)
+        )?;
+        Ok((residual, out))
     }
 
     /// The sum of residual, add and extra, in float64.
@@ -95,7 +100,7 @@ impl Case {
 }
 
 fn any_shape_and_type_is_the_equation(device: &Device) {
-    let shapes = [(64, 1024), (1, 1), (5, 123), (3, 7), (0, 64), (2, 0), (1, 8192), (31, 1152)];
+    let shapes = [(64, 1024), (1, 1), (5, 123), (3, 7), (0, 64), (2, 0), (1, 8192), (31, 1152), (2, 16_385)];
     for (shape, dtype) in shapes.into_iter().flat_map(|shape| ACTIVATIONS.map(|dtype| (shape, dtype))) {
         for (kind, adds) in [(NormKind::Rms, false), (NormKind::Rms, true), (NormKind::Layer, true)] {
             let case = Case::new(device, shape, dtype, kind, adds);
@@ -170,10 +175,9 @@ fn misfits_are_named(device: &Device) {
     let (good, vector, index) = (f32s(&[2, 3]), f32s(&[3]), zeros(device, DType::I32, &[2]));
     let wide = f32s(&[2, 4]);
     let ints = zeros(device, DType::I32, &[2, 3]);
-    let far = tensor(device, &[0, 2], &[2]);
     let (mut residual, mut out) = (f32s(&[2, 3]), f32s(&[2, 3]));
     let mut blame = |change: &dyn for<'a> Fn(&mut AddNorm<'a>, &'a [&'a Tensor])| {
-        let tensors = [&good, &vector, &index, &wide, &ints, &far];
+        let tensors = [&good, &vector, &index, &wide, &ints];
         let mut args = AddNorm {
             residual: residual.view_mut().unwrap(),
             add: None,
@@ -198,5 +202,26 @@ fn misfits_are_named(device: &Device) {
     }
     assert_eq!(blame(&|args, t| args.extra = rows(t[3].view(), t[2].view())), "extra.rows");
     assert_eq!(blame(&|args, t| args.extra = rows(t[0].view(), t[1].view())), "extra.index");
-    assert_eq!(blame(&|args, t| args.extra = rows(t[0].view(), t[5].view())), "extra.index");
+    assert_eq!(blame(&|args, t| args.weight = t[3].view()), "weight");
+}
+
+/// The host of a GPU never reads the index.
+fn an_index_outside_is_refused_or_adds_nothing(device: &Device) {
+    let mut case = Case::new(device, (3, 24), DType::F32, NormKind::Rms, true);
+    let rows = load(&case.extra.as_ref().unwrap().0);
+    let mut with_index = |index: Vec<i32>| {
+        case.extra = Some((store(device, &rows, DType::F32, &[2, 24]), index));
+        case.try_run(device)
+    };
+    for outside in [2, -2, i32::MAX, i32::MIN] {
+        let result = with_index(vec![outside, 1, -1]);
+        if !device.is_cuda() {
+            assert_eq!(blamed(result.map(drop)), "extra.index");
+            continue;
+        }
+        let (residual, out) = result.unwrap();
+        let (residual_without, out_without) = with_index(vec![-1, 1, -1]).unwrap();
+        assert_bitwise_equal(&load(&residual), &load(&residual_without));
+        assert_bitwise_equal(&load(&out), &load(&out_without));
+    }
 }
