@@ -2,16 +2,12 @@
 
 use foveal_device::{Stream, View, ViewMut};
 
-use super::{Activate, Activation, Gated};
+use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
-use crate::check::Op;
 use crate::math::{gelu, times_sigmoid};
 use crate::parallel::for_each_row;
 use crate::real::{Real, with_real};
 use crate::reals::FLOATS;
-
-const ACTIVATE: Op = Op("activate");
-const GATED: Op = Op("gated");
 
 /// `sqrt(2 / pi)` and the cubic term of GELU's approximation by tanh (arXiv:1606.08415).
 const GELU_SCALE: f32 = 0.797_884_6;
@@ -41,8 +37,6 @@ fn silu(x: f32) -> f32 {
 
 pub(super) fn activate(stream: &Stream, args: Activate<'_>) -> Result<(), OpError> {
     let Activate { x, kind, mut out } = args;
-    let [n, i] = ACTIVATE.rank("x", x.shape())?;
-    ACTIVATE.shape("out", out.shape(), &[n, i])?;
     let (from, to) = (x.dtype(), out.dtype());
     with_real!(from, T => with_real!(to, U => run_activate::<T, U>(stream, &x, kind, &mut out),
         else Err(ACTIVATE.bad_dtype("out", to, FLOATS))),
@@ -75,10 +69,8 @@ fn map<T: Real, U: Real>(x: &[T], out: &mut [U], f: impl Fn(f32) -> f32) {
     }
 }
 
-pub(super) fn gated(stream: &Stream, args: Gated<'_>) -> Result<(), OpError> {
+pub(super) fn gated(stream: &Stream, args: Gated<'_>, [_, i]: [usize; 2]) -> Result<(), OpError> {
     let Gated { gate_up, kind, mut out } = args;
-    let [n, i] = GATED.rank("out", out.shape())?;
-    GATED.shape("gate_up", gate_up.shape(), &[n, 2 * i])?;
     let (from, to) = (gate_up.dtype(), out.dtype());
     with_real!(from, T => with_real!(to, U => run_gated::<T, U>(stream, &gate_up, kind, &mut out, i),
         else Err(GATED.bad_dtype("out", to, FLOATS))),

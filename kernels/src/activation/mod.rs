@@ -1,12 +1,19 @@
 //! The nonlinearity of an MLP, plain or gated.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
 use foveal_device::{Stream, View, ViewMut};
 
 use crate::OpError;
+use crate::check::Op;
+
+pub(crate) use cuda::variants;
+
+const ACTIVATE: Op = Op("activate");
+const GATED: Op = Op("gated");
 
 /// A nonlinearity; the names are HF's `hidden_act`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,28 @@ pub struct Gated<'a> {
     pub out: ViewMut<'a>,
 }
 
+impl Activate<'_> {
+    /// Shapes and element types; the number of elements.
+    fn check(&self) -> Result<usize, OpError> {
+        let [n, i] = ACTIVATE.rank("x", self.x.shape())?;
+        ACTIVATE.shape("out", self.out.shape(), &[n, i])?;
+        ACTIVATE.float("x", self.x.dtype())?;
+        ACTIVATE.float("out", self.out.dtype())?;
+        Ok(n * i)
+    }
+}
+
+impl Gated<'_> {
+    /// Shapes and element types; rows of `out` and their elements.
+    fn check(&self) -> Result<[usize; 2], OpError> {
+        let [n, i] = GATED.rank("out", self.out.shape())?;
+        GATED.shape("gate_up", self.gate_up.shape(), &[n, 2 * i])?;
+        GATED.float("gate_up", self.gate_up.dtype())?;
+        GATED.float("out", self.out.dtype())?;
+        Ok([n, i])
+    }
+}
+
 /// `out = act(x)`: the plain MLP of a vision tower, and the patch merger.
 ///
 /// # Equation
@@ -57,7 +86,8 @@ pub struct Gated<'a> {
 /// # Numerics
 /// Computed in float32 and rounded once, when stored. GELU by tanh is evaluated as `x * sigmoid(2 u)`, which is the same
 /// function; the exact GELU by the complementary error function, so that its negative tail keeps its precision. Against
-/// float64: 4e-6 relative plus 1e-6 for f32. A NaN stays a NaN.
+/// float64: 4e-6 relative plus 1e-6 for f32. A NaN stays a NaN. On CUDA exponential and quotient are each within 2 ulp,
+/// which the same tolerance covers.
 ///
 /// # Source
 /// `activations.py` (`silu`, `gelu`, `gelu_pytorch_tanh`, `quick_gelu`), HF transformers 5.17; arXiv:1606.08415.
@@ -65,7 +95,11 @@ pub struct Gated<'a> {
 /// # Errors
 /// [`OpError`] when shapes or element types don't fit.
 pub fn activate(stream: &Stream, args: Activate<'_>) -> Result<(), OpError> {
-    cpu::activate(stream, args)
+    let num_elements = args.check()?;
+    match stream.cuda() {
+        Some(cuda) => cuda::activate(cuda, &args, num_elements),
+        None => cpu::activate(stream, args),
+    }
 }
 
 /// `out = act(gate) * up` (SwiGLU with [`Activation::Silu`]): the gated MLP of the decoder and of Qwen2.5-VL's tower.
@@ -88,5 +122,9 @@ pub fn activate(stream: &Stream, args: Activate<'_>) -> Result<(), OpError> {
 /// # Errors
 /// [`OpError`] when shapes or element types don't fit.
 pub fn gated(stream: &Stream, args: Gated<'_>) -> Result<(), OpError> {
-    cpu::gated(stream, args)
+    let sizes = args.check()?;
+    match stream.cuda() {
+        Some(cuda) => cuda::gated(cuda, &args, sizes),
+        None => cpu::gated(stream, args, sizes),
+    }
 }
