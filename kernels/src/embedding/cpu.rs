@@ -1,25 +1,19 @@
 //! The CPU implementation.
 
-use foveal_device::{DType, Stream, ViewMut};
+use foveal_device::{Stream, ViewMut};
 
-use super::{Embed, RowReplace};
+use super::{Embed, OP, RowReplace, Sizes};
 use crate::OpError;
-use crate::check::Op;
 use crate::parallel::for_each_row;
 use crate::real::{Real, with_real};
 use crate::reals::{FLOATS, Reals, check_indices};
 
-const OP: Op = Op("embed");
-
-pub(super) fn embed(stream: &Stream, args: Embed<'_>) -> Result<(), OpError> {
+pub(super) fn embed(stream: &Stream, args: Embed<'_>, sizes: Sizes) -> Result<(), OpError> {
     let Embed { table, input_ids, image, out } = args;
-    let [vocab_size, d] = OP.rank("table", table.shape())?;
-    let [n] = OP.rank("input_ids", input_ids.shape())?;
-    OP.shape("out", out.shape(), &[n, d])?;
-    OP.dtype("input_ids", input_ids.dtype(), DType::I32, "i32")?;
+    let Sizes { d, vocab_size, num_image_rows, .. } = sizes;
     let table = Reals::new(OP, "table", &table)?;
     let ids = OP.slice::<i32>(&input_ids)?;
-    let image = image.map(|image| read_image(&image, n, d)).transpose()?;
+    let image = image.map(|image| read_image(&image, num_image_rows)).transpose()?;
     check_ids(ids, image.map(|(_, index)| index), vocab_size)?;
     let source = |i: usize| {
         if let Some((rows, index)) = image
@@ -33,13 +27,9 @@ pub(super) fn embed(stream: &Stream, args: Embed<'_>) -> Result<(), OpError> {
     with_real!(dtype, T => run::<T>(stream, out, d, source), else Err(OP.bad_dtype("out", dtype, FLOATS)))
 }
 
-fn read_image<'a>(image: &RowReplace<'a>, n: usize, d: usize) -> Result<(Reals<'a>, &'a [i32]), OpError> {
-    let [r, _] = OP.rank("image.rows", image.rows.shape())?;
-    OP.shape("image.rows", image.rows.shape(), &[r, d])?;
-    OP.shape("image.index", image.index.shape(), &[n])?;
-    OP.dtype("image.index", image.index.dtype(), DType::I32, "i32")?;
+fn read_image<'a>(image: &RowReplace<'a>, num_image_rows: usize) -> Result<(Reals<'a>, &'a [i32]), OpError> {
     let index = OP.slice(&image.index)?;
-    check_indices(OP, "image.index", index, -1, r)?;
+    check_indices(OP, "image.index", index, -1, num_image_rows)?;
     Ok((Reals::new(OP, "image.rows", &image.rows)?, index))
 }
 

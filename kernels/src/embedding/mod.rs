@@ -1,12 +1,18 @@
 //! Token embeddings with picture rows in place of placeholders.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
-use foveal_device::{Stream, View, ViewMut};
+use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::OpError;
+use crate::check::Op;
+
+pub(crate) use cuda::variants;
+
+const OP: Op = Op("embed");
 
 /// Rows that replace the table's rows.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +36,37 @@ pub struct Embed<'a> {
     pub out: ViewMut<'a>,
 }
 
+/// The sizes of checked operands.
+#[derive(Clone, Copy)]
+struct Sizes {
+    n: usize,
+    d: usize,
+    vocab_size: usize,
+    /// Rows of `image.rows`; 0 without it.
+    num_image_rows: usize,
+}
+
+impl Embed<'_> {
+    /// Shapes and element types.
+    fn check(&self) -> Result<Sizes, OpError> {
+        let [vocab_size, d] = OP.rank("table", self.table.shape())?;
+        OP.float("table", self.table.dtype())?;
+        let [n] = OP.rank("input_ids", self.input_ids.shape())?;
+        OP.dtype("input_ids", self.input_ids.dtype(), DType::I32, "i32")?;
+        OP.shape("out", self.out.shape(), &[n, d])?;
+        OP.float("out", self.out.dtype())?;
+        let Some(image) = &self.image else {
+            return Ok(Sizes { n, d, vocab_size, num_image_rows: 0 });
+        };
+        let [num_image_rows, _] = OP.rank("image.rows", image.rows.shape())?;
+        OP.shape("image.rows", image.rows.shape(), &[num_image_rows, d])?;
+        OP.float("image.rows", image.rows.dtype())?;
+        OP.shape("image.index", image.index.shape(), &[n])?;
+        OP.dtype("image.index", image.index.dtype(), DType::I32, "i32")?;
+        Ok(Sizes { n, d, vocab_size, num_image_rows })
+    }
+}
+
 /// The first hidden states: rows of the embedding table, and of the pictures where their placeholders stand.
 ///
 /// # Equation
@@ -44,14 +81,19 @@ pub struct Embed<'a> {
 ///
 /// # Numerics
 /// Exact where `out` is as wide as the source, else rounded once to nearest, ties to even. The id of a token that a
-/// picture's row replaces is not looked at.
+/// picture's row replaces is not looked at. On CUDA an index outside of `image.rows` is as -1, and a row without a source,
+/// its id outside of the table, becomes zeros.
 ///
 /// # Source
 /// `embed_tokens` and `masked_scatter` in `Qwen3VLModel.forward`, `models/qwen3_vl/modeling_qwen3_vl.py`, HF transformers
 /// 5.17.
 ///
 /// # Errors
-/// [`OpError`] when shapes or element types don't fit, or an id or index is out of range.
+/// [`OpError`] when shapes or element types don't fit, or, on the CPU, an id or index is out of range.
 pub fn embed(stream: &Stream, args: Embed<'_>) -> Result<(), OpError> {
-    cpu::embed(stream, args)
+    let sizes = args.check()?;
+    match stream.cuda() {
+        Some(cuda) => cuda::embed(cuda, &args, sizes),
+        None => cpu::embed(stream, args, sizes),
+    }
 }

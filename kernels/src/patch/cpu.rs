@@ -1,30 +1,16 @@
 //! The CPU implementation.
 
-use foveal_device::{DType, Stream, ViewMut};
+use foveal_device::{Stream, ViewMut};
 
-use super::Normalise;
+use super::{CHANNELS, MAX_SAMPLE, Normalise, OP, Sizes};
 use crate::OpError;
-use crate::check::Op;
 use crate::parallel::for_each_row;
 use crate::real::{Real, with_real};
 use crate::reals::FLOATS;
 
-const OP: Op = Op("normalise");
-
-/// A colour picture's channels.
-const CHANNELS: usize = 3;
-
-/// The largest value of a sample.
-const MAX_SAMPLE: f32 = 255.0;
-
-pub(super) fn normalise(stream: &Stream, args: Normalise<'_>) -> Result<(), OpError> {
+pub(super) fn normalise(stream: &Stream, args: Normalise<'_>, sizes: Sizes) -> Result<(), OpError> {
     let Normalise { pixels, mean, std, out } = args;
-    let [n, row_len] = OP.rank("pixels", pixels.shape())?;
-    if !row_len.is_multiple_of(CHANNELS) {
-        return Err(OP.bad_shape("pixels", pixels.shape(), format!("rows of {CHANNELS} channels of equal length")));
-    }
-    OP.shape("out", out.shape(), &[n, row_len])?;
-    OP.dtype("pixels", pixels.dtype(), DType::U8, "u8")?;
+    let row_len = sizes.row_len;
     let pixels = OP.slice::<u8>(&pixels)?;
     let dtype = out.dtype();
     with_real!(dtype, T => run::<T>(stream, pixels, row_len, (mean, std), out),

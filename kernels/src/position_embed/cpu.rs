@@ -1,28 +1,16 @@
 //! The CPU implementation.
 
-use foveal_device::{DType, Stream, View, ViewMut};
+use foveal_device::{Stream, View, ViewMut};
 
-use super::AddPositionEmbed;
+use super::{AddPositionEmbed, OP, Sizes, TAPS};
 use crate::OpError;
-use crate::check::Op;
 use crate::parallel::for_each_row;
 use crate::real::{Real, with_real};
 use crate::reals::{FLOATS, check_indices};
 
-const OP: Op = Op("add_position_embed");
-
-/// Rows of the table around a patch (bilinear interpolation).
-const TAPS: usize = 4;
-
-pub(super) fn add_position_embed(stream: &Stream, args: AddPositionEmbed<'_>) -> Result<(), OpError> {
+pub(super) fn add_position_embed(stream: &Stream, args: AddPositionEmbed<'_>, sizes: Sizes) -> Result<(), OpError> {
     let AddPositionEmbed { table, index, weight, mut x } = args;
-    let [n, d] = OP.rank("x", x.shape())?;
-    let [num_positions, _] = OP.rank("table", table.shape())?;
-    OP.shape("table", table.shape(), &[num_positions, d])?;
-    OP.shape("index", index.shape(), &[n, TAPS])?;
-    OP.shape("weight", weight.shape(), &[n, TAPS])?;
-    OP.dtype("index", index.dtype(), DType::I32, "i32")?;
-    OP.dtype("weight", weight.dtype(), DType::F32, "f32")?;
+    let Sizes { d, num_positions, .. } = sizes;
     let (index, weight) = (OP.slice::<i32>(&index)?, OP.slice::<f32>(&weight)?);
     check_indices(OP, "index", index, 0, num_positions)?;
     let (from, to) = (table.dtype(), x.dtype());

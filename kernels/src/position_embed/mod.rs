@@ -1,12 +1,21 @@
 //! Qwen3-VL's learned position table, interpolated to each picture's grid.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod tests;
 
-use foveal_device::{Stream, View, ViewMut};
+use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::OpError;
+use crate::check::Op;
+
+pub(crate) use cuda::variants;
+
+const OP: Op = Op("add_position_embed");
+
+/// Rows of the table around a patch (bilinear interpolation).
+const TAPS: usize = 4;
 
 /// Operands of [`add_position_embed`].
 #[derive(Debug)]
@@ -19,6 +28,30 @@ pub struct AddPositionEmbed<'a> {
     pub weight: View<'a>,
     /// `[n, d]`, read and written.
     pub x: ViewMut<'a>,
+}
+
+/// The sizes of checked operands.
+#[derive(Clone, Copy)]
+struct Sizes {
+    n: usize,
+    d: usize,
+    num_positions: usize,
+}
+
+impl AddPositionEmbed<'_> {
+    /// Shapes and element types.
+    fn check(&self) -> Result<Sizes, OpError> {
+        let [n, d] = OP.rank("x", self.x.shape())?;
+        OP.float("x", self.x.dtype())?;
+        let [num_positions, _] = OP.rank("table", self.table.shape())?;
+        OP.shape("table", self.table.shape(), &[num_positions, d])?;
+        OP.float("table", self.table.dtype())?;
+        OP.shape("index", self.index.shape(), &[n, TAPS])?;
+        OP.shape("weight", self.weight.shape(), &[n, TAPS])?;
+        OP.dtype("index", self.index.dtype(), DType::I32, "i32")?;
+        OP.dtype("weight", self.weight.dtype(), DType::F32, "f32")?;
+        Ok(Sizes { n, d, num_positions })
+    }
 }
 
 /// Adds the learned position table, interpolated at each patch, to the patches' embeddings.
@@ -34,14 +67,18 @@ pub struct AddPositionEmbed<'a> {
 ///
 /// # Numerics
 /// The four products are added in float32 in the order of `j`, then to `x`, and rounded once, when stored. Against
-/// float64: 4e-6 for f32.
+/// float64: 4e-6 for f32. On CUDA products and sums are fused, and an index outside of the table adds nothing.
 ///
 /// # Source
 /// `Qwen3VLVisionModel.forward` in `models/qwen3_vl/modeling_qwen3_vl.py` and
 /// `get_vision_interpolation_indices_and_weights` in `vision_utils.py`, HF transformers 5.17.
 ///
 /// # Errors
-/// [`OpError`] when shapes or element types don't fit, or an index is outside of the table.
+/// [`OpError`] when shapes or element types don't fit, or, on the CPU, an index is outside of the table.
 pub fn add_position_embed(stream: &Stream, args: AddPositionEmbed<'_>) -> Result<(), OpError> {
-    cpu::add_position_embed(stream, args)
+    let sizes = args.check()?;
+    match stream.cuda() {
+        Some(cuda) => cuda::add_position_embed(cuda, &args, sizes),
+        None => cpu::add_position_embed(stream, args, sizes),
+    }
 }

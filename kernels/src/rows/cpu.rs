@@ -3,21 +3,13 @@
 use foveal_device::{DType, Element, Stream, View, ViewMut};
 use half::{bf16, f16};
 
-use super::Gather;
+use super::{Gather, OP, Sizes};
 use crate::OpError;
-use crate::check::Op;
 use crate::parallel::for_each_row;
 use crate::reals::check_indices;
 
-const OP: Op = Op("gather");
-
-pub(super) fn gather(stream: &Stream, args: Gather<'_>) -> Result<(), OpError> {
+pub(super) fn gather(stream: &Stream, args: Gather<'_>, Sizes { r, d, .. }: Sizes) -> Result<(), OpError> {
     let Gather { x, index, out } = args;
-    let [r, d] = OP.rank("x", x.shape())?;
-    let [m] = OP.rank("index", index.shape())?;
-    OP.shape("out", out.shape(), &[m, d])?;
-    OP.dtype("index", index.dtype(), DType::I32, "i32")?;
-    OP.dtype("out", out.dtype(), x.dtype(), "the element type of `x`")?;
     let index = OP.slice::<i32>(&index)?;
     check_indices(OP, "index", index, 0, r)?;
     match x.dtype() {
