@@ -1,30 +1,16 @@
 //! The CPU implementation.
 
-use foveal_device::{DType, Stream, ViewMut};
+use foveal_device::{Stream, ViewMut};
 
-use super::VisionRope;
+use super::{OP, Sizes, VisionRope};
 use crate::OpError;
-use crate::check::Op;
 use crate::parallel::for_each_row;
 use crate::real::{Real, with_real};
 use crate::reals::{FLOATS, check_indices};
 
-const OP: Op = Op("vision_rope");
-
-pub(super) fn vision_rope(stream: &Stream, args: VisionRope<'_>) -> Result<(), OpError> {
+pub(super) fn vision_rope(stream: &Stream, args: VisionRope<'_>, sizes: Sizes) -> Result<(), OpError> {
     let VisionRope { mut qkv, positions, cos, sin } = args;
-    let [n, _, num_heads, head_dim] = OP.rank("qkv", qkv.shape())?;
-    OP.shape("qkv", qkv.shape(), &[n, 3, num_heads, head_dim])?;
-    if !head_dim.is_multiple_of(4) {
-        return Err(OP.bad_shape("qkv", qkv.shape(), "a head_dim that 4 divides".to_owned()));
-    }
-    let [max_hw, _] = OP.rank("cos", cos.shape())?;
-    OP.shape("cos", cos.shape(), &[max_hw, head_dim / 4])?;
-    OP.shape("sin", sin.shape(), &[max_hw, head_dim / 4])?;
-    OP.dtype("cos", cos.dtype(), DType::F32, "f32")?;
-    OP.dtype("sin", sin.dtype(), DType::F32, "f32")?;
-    OP.shape("positions", positions.shape(), &[n, 2])?;
-    OP.dtype("positions", positions.dtype(), DType::I32, "i32")?;
+    let Sizes { num_heads, head_dim, max_hw, .. } = sizes;
     let positions = OP.slice::<i32>(&positions)?;
     check_indices(OP, "positions", positions, 0, max_hw)?;
     let tables = Tables { cos: OP.slice(&cos)?, sin: OP.slice(&sin)?, quarter: head_dim / 4 };

@@ -11,6 +11,7 @@ device_tests!(
     scores_depend_on_distances_alone,
     a_row_depends_on_itself_alone,
     misfits_are_named,
+    a_position_outside_is_refused_or_turns_nothing,
 );
 
 /// Angle of frequency `i` of `quarter` at a position (HF's `inv_freq` over half a head's pairs, theta 10000).
@@ -50,8 +51,10 @@ fn reference(head: &[f64], h: usize, w: usize) -> Vec<f64> {
 }
 
 fn any_shape_and_type_is_the_equation(device: &Device) {
-    for (n, num_heads, head_dim, max_hw) in [(20, 16, 72, 40), (1, 1, 4, 1), (5, 3, 20, 7), (0, 2, 8, 3), (3, 0, 8, 3)]
-    {
+    // The towers' heads of 72, 64 and 80, tiny, odd, empty, without heads.
+    let shapes =
+        [(20, 16, 72, 40), (7, 16, 64, 40), (9, 5, 80, 16), (1, 1, 4, 1), (5, 3, 20, 7), (0, 2, 8, 3), (3, 0, 8, 3)];
+    for (n, num_heads, head_dim, max_hw) in shapes {
         let (cos, sin) = tables(device, max_hw, head_dim / 4);
         let positions: Vec<i32> = (0..2 * n).map(|i| ((i * 11 + 3) % max_hw) as i32).collect();
         for dtype in ACTIVATIONS {
@@ -100,14 +103,34 @@ fn a_row_depends_on_itself_alone(device: &Device) {
     });
 }
 
+/// The host of a GPU never reads the positions.
+fn a_position_outside_is_refused_or_turns_nothing(device: &Device) {
+    let (cos, sin) = tables(device, 4, 2);
+    for outside in [-1, 4, i32::MIN, i32::MAX] {
+        let mut qkv = random(device, 1, DType::F32, &[2, 3, 1, 8]);
+        let before = load64(&qkv);
+        let result = run(device, &mut qkv, &[0, 3, 2, outside], (&cos, &sin));
+        if !device.is_cuda() {
+            let error = result.unwrap_err();
+            assert!(matches!(error, OpError::Value { arg: "positions", index: 3, .. }), "{error}");
+            continue;
+        }
+        result.unwrap();
+        // Column 0 turns nothing either.
+        let mut expected = before.clone();
+        for (part, start) in (0..2).map(|part| (part, part * 8)) {
+            expected[start..start + 8].copy_from_slice(&reference(&before[start..start + 8], 0, 3));
+            let second = (3 + part) * 8;
+            expected[second..second + 8].copy_from_slice(&reference(&before[second..second + 8], 2, 0));
+        }
+        assert_close_at(&load(&qkv), &to_f32(&expected), &[2, 3, 1, 8], 4e-7, rtol(DType::F32));
+    }
+}
+
 fn misfits_are_named(device: &Device) {
     let (cos, sin) = tables(device, 4, 2);
     let f32s = |dims: &[usize]| zeros(device, DType::F32, dims);
     let mut qkv = f32s(&[2, 3, 1, 8]);
-    for bad in [-1, 4, i32::MIN] {
-        let error = run(device, &mut qkv, &[0, 3, 0, bad], (&cos, &sin)).unwrap_err();
-        assert!(matches!(error, OpError::Value { arg: "positions", index: 3, .. }), "{error}");
-    }
     assert_eq!(blamed(run(device, &mut qkv, &[0, 0], (&cos, &sin))), "positions");
     assert_eq!(blamed(run(device, &mut qkv, &[0; 4], (&f32s(&[4, 4]), &sin))), "cos");
     assert_eq!(blamed(run(device, &mut qkv, &[0; 4], (&cos, &f32s(&[3, 2])))), "sin");
