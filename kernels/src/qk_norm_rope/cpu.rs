@@ -4,24 +4,20 @@ use foveal_device::Stream;
 use rayon::join;
 
 use super::QkNormRope;
-use super::operands::{Cache, HeadNorm, Norm, OP, Rope};
+use super::operands::{Cache, HeadNorm, Norm, OP, Rope, Sizes};
 use crate::OpError;
 use crate::parallel::{for_each_row, is_worth};
 use crate::real::{Real, with_real};
 use crate::reals::FLOATS;
 
-pub(super) fn qk_norm_rope(stream: &Stream, args: QkNormRope<'_>) -> Result<(), OpError> {
+pub(super) fn qk_norm_rope(stream: &Stream, args: QkNormRope<'_>, sizes: Sizes) -> Result<(), OpError> {
     let QkNormRope { qkv, norm, rope, slot_mapping, layout, mut k_cache, mut v_cache, mut q_out } = args;
-    let [n, num_heads, head_dim] = OP.rank("q_out", q_out.shape())?;
+    let Sizes { n, num_heads, head_dim, .. } = sizes;
     let heads = Heads { num_heads, num_kv_heads: layout.num_kv_heads, head_dim };
-    OP.shape("qkv", qkv.shape(), &[n, heads.row_len()])?;
-    let cache = Cache::check(&layout, head_dim, k_cache.shape(), v_cache.shape())?;
-    for (arg, dtype) in [("k_cache", k_cache.dtype()), ("v_cache", v_cache.dtype())] {
-        OP.dtype(arg, dtype, layout.dtype, "the element type of `layout`")?;
-    }
-    let slots = cache.slots(&slot_mapping, n)?;
-    let norm = norm.map(|norm| Norm::read(&norm, head_dim)).transpose()?;
-    let rope = Rope::read(&rope, n, head_dim)?;
+    let cache = Cache::new(layout, sizes.num_slots);
+    let slots = cache.slots(&slot_mapping)?;
+    let norm = norm.map(|norm| Norm::read(&norm)).transpose()?;
+    let rope = Rope::read(&rope, sizes)?;
     let (from, to, stored) = (qkv.dtype(), q_out.dtype(), layout.dtype);
 
     let q_norm = norm.as_ref().map(Norm::of_q);

@@ -1,6 +1,7 @@
 //! Between the qkv projection and attention: QK-norm, M-RoPE and the paged cache's write, in one pass.
 
 mod cpu;
+mod cuda;
 mod operands;
 #[cfg(test)]
 mod tests;
@@ -8,6 +9,8 @@ mod tests;
 use foveal_device::{Stream, View, ViewMut};
 
 use crate::{KvLayout, OpError};
+
+pub(crate) use cuda::variants;
 
 /// RMSNorm over each head of q and k (Qwen3).
 #[derive(Clone, Copy, Debug)]
@@ -74,14 +77,20 @@ pub struct QkNormRope<'a> {
 ///
 /// # Numerics
 /// The mean square is a float64 sum; all else is float32, and each result is rounded once, when stored (HF rounds bf16
-/// activations after the norm and after each product too). Of two rows with one slot the later one stays.
+/// activations after the norm and after each product too). Of two rows with one slot the later one stays. On CUDA the mean
+/// square is a float32 sum, of two rows with one slot either stays, a position or axis outside of the tables leaves its
+/// pairs unturned, and a slot outside of the cache is as -1.
 ///
 /// # Source
 /// `Qwen3VLTextAttention`, `apply_rotary_pos_emb` and `Qwen3VLTextRotaryEmbedding` in
 /// `models/qwen3_vl/modeling_qwen3_vl.py`, HF transformers 5.17; the paged cache: arXiv:2309.06180.
 ///
 /// # Errors
-/// [`OpError`] when shapes or element types don't fit, or a position or slot is out of range.
+/// [`OpError`] when shapes or element types don't fit, or, on the CPU, a position, axis or slot is out of range.
 pub fn qk_norm_rope(stream: &Stream, args: QkNormRope<'_>) -> Result<(), OpError> {
-    cpu::qk_norm_rope(stream, args)
+    let sizes = operands::check(&args)?;
+    match stream.cuda() {
+        Some(cuda) => cuda::qk_norm_rope(cuda, &args, sizes),
+        None => cpu::qk_norm_rope(stream, args, sizes),
+    }
 }
