@@ -12,11 +12,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("device", &[]),
     ("checkpoint", &["types", "device"]),
     ("kernels", &["device"]),
+    ("pinned", &["device"]),
     ("processor", &["types", "mrope"]),
     ("vision", &["mrope", "device", "kernels", "checkpoint"]),
     ("llm", &["types", "mrope", "device", "kernels", "checkpoint"]),
-    ("engine", &["types", "mrope", "device", "kernels", "checkpoint", "vision", "llm"]),
-    ("runtime", &["types", "mrope", "device", "kernels", "checkpoint", "processor", "vision", "llm", "engine"]),
+    ("engine", &["types", "mrope", "device", "kernels", "checkpoint", "pinned", "vision", "llm"]),
+    (
+        "runtime",
+        &["types", "mrope", "device", "kernels", "checkpoint", "pinned", "processor", "vision", "llm", "engine"],
+    ),
     ("testkit", &[]),
 ];
 
