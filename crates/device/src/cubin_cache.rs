@@ -108,7 +108,7 @@ impl CubinCache {
         archs.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     }
 
-    /// Whether kernels compiled here can be kept; `None` if nobody said where. Makes the folder.
+    /// Whether kernels compiled here can be kept; `None` if nobody said where. Leaves nothing behind.
     pub(crate) fn try_writing(&self) -> Option<io::Result<()>> {
         self.user.as_deref().map(entry::try_writing)
     }

@@ -118,10 +118,10 @@ pub(super) fn arch(path: &Path) -> Option<String> {
     options.lines().find_map(|line| line.strip_prefix("option --gpu-architecture=")).map(str::to_owned)
 }
 
-/// Makes the folder, and a file in it that goes again.
+/// Makes a file that goes again in the folder, or in the one that it would be made in.
 pub(super) fn try_writing(folder: &Path) -> io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let file = aside(folder, "test");
+    let existing = folder.ancestors().find(|folder| folder.exists()).unwrap_or(folder);
+    let file = aside(existing, "foveal");
     write_file(&file, b"")?;
     fs::remove_file(file)
 }

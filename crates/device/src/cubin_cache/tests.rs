@@ -157,6 +157,19 @@ fn a_folder_that_cannot_be_written_is_no_error() {
 }
 
 #[test]
+fn whether_it_can_be_written_is_found_out_without_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = |folder: &str| CubinCache::new(None, Some(dir.path().join(folder)), Fake::new(None));
+    assert!(cache("").try_writing().unwrap().is_ok());
+    assert!(cache("not/there/yet").try_writing().unwrap().is_ok());
+    assert!(entries(dir.path()).is_empty());
+    fs::write(dir.path().join("file"), "").unwrap();
+    assert!(cache("file").try_writing().unwrap().is_err());
+    assert!(cache("file/cubins").try_writing().unwrap().is_err());
+    assert!(CubinCache::new(None, None, Fake::new(None)).try_writing().is_none());
+}
+
+#[test]
 fn a_machine_without_a_compiler_runs_from_a_filled_folder() {
     let dir = tempfile::tempdir().unwrap();
     let shipped = dir.path().join("cubins");
