@@ -3,6 +3,7 @@
 pub(crate) mod args;
 mod chat;
 pub(crate) mod config;
+mod doctor;
 mod error;
 mod input;
 mod inspect;
@@ -24,6 +25,7 @@ pub(crate) fn execute(config: Config) -> Result<(), CliError> {
     match config {
         Config::Run(config) => run::run(*config),
         Config::Inspect(config) => inspect::inspect(&config),
+        Config::Doctor(output) => doctor::doctor(output),
     }
 }
 

@@ -17,6 +17,8 @@ Examples:
       A chat. Pictures and what was said stay between turns and are not computed again.
   foveal inspect Qwen3-VL-2B-Instruct
       Architecture, tensors and memory plan; nothing is loaded.
+  foveal doctor
+      What this machine has for running on a GPU, what it lacks, and what mends that.
 
 Logs go to stderr and are off; FOVEAL_LOG=info or FOVEAL_LOG=foveal_engine=debug turns them on.
 Exit status: 0 for an answer; 2 when the command line, the model folder, a picture or the request is wrong;
@@ -31,6 +33,13 @@ Examples:
   printf '%s\\n' '/image cat.jpg' 'What is this?' 'What colour is it?' | foveal run --model DIR
 
 In a chat each line is one turn; /image FILE adds a picture to the next one, /help lists the other commands.";
+
+const DOCTOR_PLACES: &str = "\
+Environment:
+  FOVEAL_CUDA_LIBS   folders that are searched first for libnvrtc.so.13 and libcublasLt.so.13, separated by `:`
+  FOVEAL_CACHE_DIR   where compiled kernels are kept [default: $XDG_CACHE_HOME/foveal, else ~/.cache/foveal]
+The libraries are searched in the loader's folders, $CUDA_HOME, $CUDA_PATH, /usr/local/cuda*, /opt/cuda and Python's
+packages too. A folder `cubins` beside the program holds kernels that came compiled: with it, NVRTC isn't needed.";
 
 /// Inference for the Qwen vision-language family: pictures and text in, text out, on any machine.
 #[derive(Debug, Parser)]
@@ -53,6 +62,12 @@ pub(crate) enum RawCommand {
     /// Reads the config and the headers of the weight files only: architecture, element types, tensors by component,
     /// and what the model will take in memory.
     Inspect(RawInspect),
+    /// Shows what this machine has for Foveal, and what mends what it lacks.
+    ///
+    /// Driver, GPUs, the CUDA libraries with their places, and where compiled kernels are kept. Exit status 0 if any
+    /// device can be used, and the CPU is one; 1 if none can.
+    #[command(after_help = DOCTOR_PLACES)]
+    Doctor(RawDoctor),
 }
 
 #[derive(Debug, Args)]
@@ -159,6 +174,13 @@ pub(crate) struct RawInspect {
     /// List every tensor, not only the components
     #[arg(long)]
     pub(crate) tensors: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawDoctor {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

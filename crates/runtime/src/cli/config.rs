@@ -18,6 +18,7 @@ const MAX_THREADS: usize = 1024;
 pub(crate) enum Config {
     Run(Box<RunConfig>),
     Inspect(InspectConfig),
+    Doctor(Output),
 }
 
 /// Where a model is.
@@ -78,6 +79,7 @@ impl Config {
         match raw.command {
             RawCommand::Run(raw) => RunConfig::new(*raw).map(|config| Self::Run(Box::new(config))),
             RawCommand::Inspect(raw) => InspectConfig::new(raw).map(Self::Inspect),
+            RawCommand::Doctor(raw) => Ok(Self::Doctor(output(raw.json))),
         }
     }
 }

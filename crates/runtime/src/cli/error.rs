@@ -28,6 +28,8 @@ pub(crate) enum CliError {
     StdoutClosed,
     #[error("stdout can't be written: {0}")]
     Stdout(std::io::ErrorKind),
+    #[error("no device can be used")]
+    NoDevice,
     #[error("stdin can't be read: {0}")]
     Stdin(String),
 }
@@ -49,7 +51,7 @@ impl CliError {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::StdoutClosed => 0,
-            Self::Stdout(_) => 1,
+            Self::Stdout(_) | Self::NoDevice => 1,
             Self::Runtime(error) if error.is_internal() => 1,
             Self::Usage(_) | Self::Log { .. } | Self::Runtime(_) | Self::Stdin(_) => 2,
         }
