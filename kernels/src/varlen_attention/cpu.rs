@@ -2,32 +2,25 @@
 
 use foveal_device::Stream;
 
-use super::VarlenAttention;
+use super::{OP, Sizes, VarlenAttention};
 use crate::OpError;
 use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
-use crate::check::Op;
 use crate::real::with_real;
 use crate::reals::FLOATS;
 use crate::shared_rows::SharedOut;
 use crate::simd::Isa;
 
-const OP: Op = Op("varlen_attention");
-
-pub(super) fn varlen_attention(stream: &Stream, args: VarlenAttention<'_>) -> Result<(), OpError> {
-    run(Isa::best(), stream, args)
+pub(super) fn varlen_attention(stream: &Stream, args: VarlenAttention<'_>, sizes: Sizes) -> Result<(), OpError> {
+    run(Isa::best(), stream, args, sizes)
 }
 
 /// With a given instruction set, so that tests reach each.
-pub(super) fn run(isa: Isa, stream: &Stream, args: VarlenAttention<'_>) -> Result<(), OpError> {
+pub(super) fn run(isa: Isa, stream: &Stream, args: VarlenAttention<'_>, sizes: Sizes) -> Result<(), OpError> {
     let VarlenAttention { qkv, cu_seqlens, scale, mut out } = args;
-    let [n, _, num_heads, head_dim] = OP.rank("qkv", qkv.shape())?;
-    OP.shape("qkv", qkv.shape(), &[n, 3, num_heads, head_dim])?;
-    let _: [usize; 1] = OP.rank("cu_seqlens", cu_seqlens.shape())?;
+    let Sizes { n, num_heads, head_dim } = sizes;
     let cu_seqlens: &[i32] = OP.slice(&cu_seqlens)?;
     check_cu_seqlens(OP, cu_seqlens, n)?;
-    // Without rows, the other sizes cost no memory: they may be anything.
     let row_len = num_heads.saturating_mul(head_dim);
-    OP.shape("out", out.shape(), &[n, row_len])?;
     let out = SharedOut::new(OP, &mut out, row_len)?;
     let sequence = |i: usize| {
         let rows = rows_between(cu_seqlens, i);
