@@ -1,13 +1,17 @@
 //! Choosing tokens.
 
+mod lent;
 mod penalties;
 mod state;
 
-use foveal_device::{DType, Device, Stream, Tensor, View};
-use foveal_kernels::sampling::{RowSampling, Sample, sample};
+use std::fmt;
+
+use foveal_device::{DType, Device, Readback, Stream, Tensor, View};
+use foveal_kernels::sampling::{RowSampling, Sample, sample, workspace_bytes};
 use foveal_types::{SamplingParams, TokenId};
 
 use crate::LlmError;
+use lent::LentBytes;
 use penalties::PenaltyBuffers;
 pub use state::SamplerState;
 
@@ -27,13 +31,13 @@ pub struct SampledToken {
 /// [`SamplerState`], so that the same sequence draws the same tokens in any batch and in any row.
 ///
 /// The order of operations is that of [`SamplingParams`]; source: HF transformers 5.17, `generation/logits_process.py`.
-#[derive(Debug)]
 pub struct Sampler {
     device: Device,
     max_rows: usize,
     vocab_size: usize,
     /// `[max_rows, vocab_size]`
     scratch: Tensor,
+    workspace: LentBytes,
     /// `[max_rows]`
     token_ids: Tensor,
     /// `[max_rows]`
@@ -44,8 +48,15 @@ pub struct Sampler {
     top_logprobs: Tensor,
     /// Made when the first sequence with penalties comes, then kept.
     penalties: Option<PenaltyBuffers>,
+    readback: Readback,
     num_failed_rows: u64,
 }
+
+/// Bytes that a result's beginning may be moved by in the host's block.
+const READBACK_PADDING: usize = 64;
+
+/// Banned tokens of a row that there is room for from the start.
+const EXPECTED_BANS: usize = 16;
 
 impl Sampler {
     /// A sampler for up to `max_rows` rows of `vocab_size` logits.
@@ -57,16 +68,22 @@ impl Sampler {
             return Err(LlmError::Limits { limit: "max_rows", got: 0, expected: "at least 1".to_owned() });
         }
         let top = [max_rows.saturating_mul(SamplingParams::MAX_LOGPROBS)];
+        // One token and its log-probability per row, and as much for each of the best.
+        let results = max_rows.saturating_mul(8 * (1 + SamplingParams::MAX_LOGPROBS));
+        let mut workspace = LentBytes::new(device);
+        workspace.lend(workspace_bytes(max_rows, vocab_size, max_rows.saturating_mul(EXPECTED_BANS)))?;
         Ok(Self {
             device: device.clone(),
             max_rows,
             vocab_size,
             scratch: Tensor::zeros(device, DType::F32, &[max_rows, vocab_size])?,
+            workspace,
             token_ids: Tensor::zeros(device, DType::I32, &[max_rows])?,
             logprobs: Tensor::zeros(device, DType::F32, &[max_rows])?,
             top_ids: Tensor::zeros(device, DType::I32, &top)?,
             top_logprobs: Tensor::zeros(device, DType::F32, &top)?,
             penalties: None,
+            readback: Readback::new(device, results.saturating_add(READBACK_PADDING))?,
             num_failed_rows: 0,
         })
     }
@@ -102,16 +119,16 @@ impl Sampler {
             return Ok(Vec::new());
         }
         let k = states.iter().map(|state| state.num_top()).max().unwrap_or_default().min(self.vocab_size);
-        self.write_penalties(states)?;
+        self.write_penalties(stream, states)?;
         let result = self.launch(stream, logits, states, k);
         if let Some(penalties) = &mut self.penalties {
-            penalties.clear(states)?;
+            penalties.clear(stream)?;
         }
         result?;
-        self.collect(states, k)
+        self.collect(stream, states, k)
     }
 
-    fn write_penalties(&mut self, states: &[&mut SamplerState]) -> Result<(), LlmError> {
+    fn write_penalties(&mut self, stream: &Stream, states: &[&mut SamplerState]) -> Result<(), LlmError> {
         if !states.iter().any(|state| state.has_penalties()) {
             return Ok(());
         }
@@ -119,7 +136,7 @@ impl Sampler {
             Some(buffers) => buffers,
             None => PenaltyBuffers::new(&self.device, self.max_rows, self.vocab_size)?,
         };
-        self.penalties.insert(buffers).write(states)
+        self.penalties.insert(buffers).write(stream, states)
     }
 
     fn launch(
@@ -147,6 +164,7 @@ impl Sampler {
                 Some(self.top_logprobs.rows_mut(0..r * k)?.reshape(&[r, k])?),
             ),
         };
+        let num_banned = banned.iter().map(|ids| ids.len()).sum();
         sample(
             stream,
             Sample {
@@ -156,6 +174,7 @@ impl Sampler {
                 prompt_mask,
                 banned: &banned,
                 scratch: self.scratch.rows_mut(0..r)?,
+                workspace: self.workspace.lend(workspace_bytes(r, self.vocab_size, num_banned))?,
                 token_ids: self.token_ids.rows_mut(0..r)?,
                 logprobs: self.logprobs.rows_mut(0..r)?,
                 top_ids,
@@ -168,15 +187,18 @@ impl Sampler {
     /// Reads the results and writes the tokens down in their states.
     fn collect(
         &mut self,
+        stream: &Stream,
         states: &mut [&mut SamplerState],
         k: usize,
     ) -> Result<Vec<Result<SampledToken, LlmError>>, LlmError> {
         let r = states.len();
         let (token_ids, logprobs) = (self.token_ids.rows(0..r)?, self.logprobs.rows(0..r)?);
         let (top_ids, top_logprobs) = (self.top_ids.rows(0..r * k)?, self.top_logprobs.rows(0..r * k)?);
-        let top_ids = top_ids.as_slice::<i32>()?;
-        let top_logprobs = top_logprobs.as_slice::<f32>()?;
-        let chosen = token_ids.as_slice::<i32>()?.iter().zip(logprobs.as_slice::<f32>()?);
+        let views = [token_ids, logprobs, top_ids, top_logprobs];
+        let wanted = if k == 0 { 2 } else { views.len() };
+        let results = self.readback.read(stream, views.get(..wanted).unwrap_or(&views))?;
+        let (top_ids, top_logprobs) = (results.slice::<i32>(2)?, results.slice::<f32>(3)?);
+        let chosen = results.slice::<i32>(0)?.iter().zip(results.slice::<f32>(1)?);
         let mut sampled = Vec::with_capacity(r);
         for (row, ((&token_id, &logprob), state)) in chosen.zip(states).enumerate() {
             let Ok(token_id) = u32::try_from(token_id) else {
@@ -192,5 +214,12 @@ impl Sampler {
             sampled.push(Ok(SampledToken { token_id: TokenId(token_id), logprob, top }));
         }
         Ok(sampled)
+    }
+}
+
+impl fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { device, max_rows, vocab_size, .. } = self;
+        write!(f, "Sampler({max_rows} rows of {vocab_size} tokens on {device:?})")
     }
 }

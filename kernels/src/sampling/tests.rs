@@ -1,4 +1,6 @@
 mod case;
+mod large;
+mod marks;
 mod reference;
 
 use std::cell::Cell;
@@ -11,7 +13,7 @@ use proptest::test_runner::TestRunner;
 use self::case::{Case, GREEDY};
 use self::reference::{reference_draw, reference_probabilities};
 use super::philox::uniform;
-use super::{RowSampling, Sample, sample};
+use super::{RowSampling, Sample, sample, workspace_bytes};
 use crate::OpError;
 use crate::testing::{blamed, device_tests, values, zeros};
 
@@ -336,6 +338,7 @@ fn misfits_are_named(device: &Device) {
     let blame =
         |logits: Tensor, mut scratch: Tensor, mut ids: Tensor, mut logprobs: Tensor, top: [Option<Tensor>; 2]| {
             let [mut top_ids, mut top_logprobs] = top;
+            let mut workspace = zeros(device, DType::U8, &[workspace_bytes(2, 3, 0)]);
             let args = Sample {
                 logits: logits.view(),
                 rows: &[GREEDY; 2],
@@ -343,6 +346,7 @@ fn misfits_are_named(device: &Device) {
                 prompt_mask: None,
                 banned: &[],
                 scratch: scratch.view_mut().unwrap(),
+                workspace: workspace.view_mut().unwrap(),
                 token_ids: ids.view_mut().unwrap(),
                 logprobs: logprobs.view_mut().unwrap(),
                 top_ids: top_ids.as_mut().map(|x| x.view_mut().unwrap()),

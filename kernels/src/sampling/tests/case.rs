@@ -4,7 +4,7 @@ use foveal_device::{DType, Device, Tensor};
 use foveal_testkit::assert_bitwise_equal;
 
 use crate::OpError;
-use crate::sampling::{RowSampling, Sample, sample};
+use crate::sampling::{RowSampling, Sample, sample, workspace_bytes};
 use crate::testing::{load, tensor, zeros};
 
 pub(super) const GREEDY: RowSampling = RowSampling {
@@ -53,6 +53,8 @@ impl Case {
         let prompt = self.prompt.as_ref().map(|prompt| tensor(device, prompt, &[prompt.len() / v, v]));
         let banned: Vec<&[u32]> = self.banned.iter().map(Vec::as_slice).collect();
         let mut scratch = zeros(device, DType::F32, &[r, v]);
+        let num_banned = self.banned.iter().map(Vec::len).sum();
+        let mut workspace = zeros(device, DType::U8, &[workspace_bytes(r, v, num_banned)]);
         let (mut ids, mut logprobs) = (zeros(device, DType::I32, &[r]), zeros(device, DType::F32, &[r]));
         let k = self.num_top.unwrap_or(0);
         let (mut top_ids, mut top_lps) = (zeros(device, DType::I32, &[r, k]), zeros(device, DType::F32, &[r, k]));
@@ -66,6 +68,7 @@ impl Case {
                 prompt_mask: prompt.as_ref().map(Tensor::view),
                 banned: &banned,
                 scratch: scratch.view_mut().unwrap(),
+                workspace: workspace.view_mut().unwrap(),
                 token_ids: ids.view_mut().unwrap(),
                 logprobs: logprobs.view_mut().unwrap(),
                 top_ids: wanted.then(|| top_ids.view_mut().unwrap()),
@@ -73,7 +76,7 @@ impl Case {
             },
         )?;
         assert_bitwise_equal(&load(&logits), &self.logits);
-        let ints = |x: &Tensor| x.view().as_slice::<i32>().unwrap().to_vec();
+        let ints = |x: &Tensor| x.to_vec::<i32>().unwrap();
         Ok(Outputs {
             ids: ints(&ids),
             logprobs: load(&logprobs),
