@@ -121,7 +121,7 @@ pub struct Sample<'a> {
 /// decides. Nothing is sorted: cuts are found by narrowing down the bits of the value at them, three passes each.
 ///
 /// On CUDA scores are the same bits, weights are cut off below 2^-44 of the best one, and their sums are exact. The same
-/// seed and draw give the CPU's token but where float32 weights move a border; log-probabilities differ by 2e-7 or so.
+/// seed and draw give the CPU's token but where float32 weights move a border; log-probabilities agree within 1e-6.
 /// Rows that are all greedy, without penalties, bans and best tokens, take two small kernels and no copy from the host.
 ///
 /// # Source
