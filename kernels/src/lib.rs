@@ -46,8 +46,10 @@ pub mod vision_rope;
 
 mod attention;
 mod check;
+mod cuda;
 mod error;
 mod math;
+mod packs;
 mod parallel;
 mod real;
 mod reals;
@@ -56,5 +58,6 @@ mod simd;
 #[cfg(test)]
 mod testing;
 
+pub use cuda::kernel_variants;
 pub use error::OpError;
 pub use kv_layout::KvLayout;

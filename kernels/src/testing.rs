@@ -1,14 +1,26 @@
 //! What the operators' tests share. A test body takes a device, so that every device runs the same ones.
 
-use foveal_device::{DType, Device, Element, Tensor, View};
+use std::sync::OnceLock;
+
+use foveal_device::{DType, Device, DeviceError, Element, Tensor};
 use half::{bf16, f16};
 
 use crate::OpError;
 
-/// One module per device, with a test for each body.
+/// A module of tests per device, with a test for each body. Bodies under `cpu` hold on the CPU alone: they ask for values
+/// to be refused, which a GPU's host never reads, or for bits that only one fixed order of summation gives.
 macro_rules! device_tests {
     ($($body:ident),* $(,)?) => {
+        device_tests!(cpu: []; any: [$($body),*]);
+    };
+    (cpu: [$($own:ident),* $(,)?]; any: [$($body:ident),* $(,)?]) => {
         mod cpu {
+            $(
+                #[test]
+                fn $own() {
+                    super::$own(&foveal_device::Device::cpu(2).unwrap());
+                }
+            )*
             $(
                 #[test]
                 fn $body() {
@@ -16,9 +28,39 @@ macro_rules! device_tests {
                 }
             )*
         }
+
+        mod cuda {
+            $(
+                #[test]
+                fn $body() {
+                    if let Some(device) = crate::testing::gpu() {
+                        super::$body(&device);
+                    }
+                }
+            )*
+        }
     };
 }
 pub(crate) use device_tests;
+
+/// The GPU that tests run on; without one the test says so and is over. With `FOVEAL_REQUIRE_GPU` set, a GPU that can't be
+/// used fails the test instead.
+pub(crate) fn gpu() -> Option<Device> {
+    static GPU: OnceLock<Result<Device, DeviceError>> = OnceLock::new();
+    match GPU.get_or_init(|| Device::cuda(0)) {
+        Ok(device) => Some(device.clone()),
+        Err(error) => {
+            assert!(std::env::var_os("FOVEAL_REQUIRE_GPU").is_none(), "{error}");
+            println!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// The element types of activations that a device's tensor-core operators (attention, matrix products) take.
+pub(crate) fn activations(device: &Device) -> &'static [DType] {
+    if device.is_cuda() { &[DType::BF16] } else { &ACTIVATIONS }
+}
 
 /// The element types of activations.
 pub(crate) const ACTIVATIONS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -68,13 +110,12 @@ pub(crate) fn zeros(device: &Device, dtype: DType, dims: &[usize]) -> Tensor {
     Tensor::zeros(device, dtype, dims).unwrap()
 }
 
-/// A float tensor's elements as float32.
+/// A float tensor's elements as float32, from whichever device has them.
 pub(crate) fn load(tensor: &Tensor) -> Vec<f32> {
-    let view: View<'_> = tensor.view();
     match tensor.dtype() {
-        DType::F32 => view.as_slice::<f32>().unwrap().to_vec(),
-        DType::BF16 => view.as_slice::<bf16>().unwrap().iter().map(|x| x.to_f32()).collect(),
-        DType::F16 => view.as_slice::<f16>().unwrap().iter().map(|x| x.to_f32()).collect(),
+        DType::F32 => tensor.to_vec::<f32>().unwrap(),
+        DType::BF16 => tensor.to_vec::<bf16>().unwrap().iter().map(|x| x.to_f32()).collect(),
+        DType::F16 => tensor.to_vec::<f16>().unwrap().iter().map(|x| x.to_f32()).collect(),
         other => panic!("{other} is no float type"),
     }
 }

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use crate::DeviceError;
+use crate::cuda::{CudaDevice, CudaStream};
+use crate::{DType, DeviceError, ViewMut};
 
 /// Which device was asked for: `--device auto|cpu|cuda[:N]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -48,6 +49,8 @@ impl fmt::Display for DeviceKind {
 pub enum Device {
     /// The CPU, with a compute thread pool of its own.
     Cpu(Stream),
+    /// An NVIDIA GPU, with the stream on which operators run.
+    Cuda(Stream),
 }
 
 impl Device {
@@ -59,17 +62,31 @@ impl Device {
         Stream::cpu(threads).map(Self::Cpu)
     }
 
-    /// Opens the device asked for; `threads` is for the CPU, as in [`Device::cpu`].
+    /// The NVIDIA GPU of this ordinal, with a stream of its own.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] for a device that this build can't use.
+    /// [`DeviceError::Unavailable`] says what is missing.
+    pub fn cuda(ordinal: usize) -> Result<Self, DeviceError> {
+        let stream = CudaStream::new(&CudaDevice::open(ordinal)?)?;
+        Ok(Self::Cuda(Stream(Kind::Cuda(stream))))
+    }
+
+    /// Opens the device asked for; `threads` is for the CPU, as in [`Device::cpu`]. `auto` takes the first GPU if there is
+    /// one that can be used.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] for a device that can't be used here.
     pub fn open(kind: DeviceKind, threads: usize) -> Result<Self, DeviceError> {
         match kind {
-            DeviceKind::Auto | DeviceKind::Cpu => Self::cpu(threads),
-            DeviceKind::Cuda(_) => Err(DeviceError::Unavailable {
-                device: kind.to_string(),
-                reason: "this version runs on the CPU only; use --device cpu".to_owned(),
-            }),
+            DeviceKind::Auto => match Self::cuda(0) {
+                Ok(gpu) => Ok(gpu),
+                Err(error) => {
+                    tracing::info!(%error, "running on the CPU");
+                    Self::cpu(threads)
+                }
+            },
+            DeviceKind::Cpu => Self::cpu(threads),
+            DeviceKind::Cuda(ordinal) => Self::cuda(ordinal),
         }
     }
 
@@ -77,23 +94,45 @@ impl Device {
     #[must_use]
     pub fn stream(&self) -> &Stream {
         match self {
-            Self::Cpu(stream) => stream,
+            Self::Cpu(stream) | Self::Cuda(stream) => stream,
         }
+    }
+
+    /// The element type in which models keep activations here: the CPU computes in float32, a GPU's tensor cores take
+    /// bfloat16.
+    #[must_use]
+    pub fn activation_dtype(&self) -> DType {
+        match self {
+            Self::Cpu(_) => DType::F32,
+            Self::Cuda(_) => DType::BF16,
+        }
+    }
+
+    /// Whether it is a GPU.
+    #[must_use]
+    pub fn is_cuda(&self) -> bool {
+        matches!(self, Self::Cuda(_))
     }
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cpu(stream) => write!(f, "cpu ({} threads)", stream.num_threads()),
+        match self.stream().cuda() {
+            Some(cuda) => write!(f, "{:?}", cuda.device()),
+            None => write!(f, "cpu ({} threads)", self.stream().num_threads()),
         }
     }
 }
 
-/// Where operators run, in the order in which they are given. On the CPU each has ended when its call returns.
+/// Where operators run, in the order in which they are given. On the CPU each has ended when its call returns; on a GPU
+/// it has only been given to the stream.
 #[derive(Clone)]
-pub struct Stream {
-    pool: Arc<rayon::ThreadPool>,
+pub struct Stream(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Cpu(Arc<rayon::ThreadPool>),
+    Cuda(CudaStream),
 }
 
 impl Stream {
@@ -103,18 +142,62 @@ impl Stream {
             .thread_name(|i| format!("foveal-cpu-{i}"))
             .build()
             .map_err(|e| DeviceError::Threads { threads, reason: e.to_string() })?;
-        Ok(Self { pool: Arc::new(pool) })
+        Ok(Self(Kind::Cpu(Arc::new(pool))))
     }
 
-    /// Runs `work` inside the stream's threads: rayon's parallel iterators in it use those and no others.
+    /// The GPU's stream; `None` on the CPU.
+    #[must_use]
+    pub fn cuda(&self) -> Option<&CudaStream> {
+        match &self.0 {
+            Kind::Cpu(_) => None,
+            Kind::Cuda(stream) => Some(stream),
+        }
+    }
+
+    /// Runs `work` inside the stream's threads: rayon's parallel iterators in it use those and no others. On a GPU it runs
+    /// where it is called.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        match &self.0 {
+            Kind::Cpu(pool) => pool.install(work),
+            Kind::Cuda(_) => work(),
+        }
     }
 
-    /// How many compute threads there are.
+    /// How many compute threads there are; on a GPU the one that gives it work.
     #[must_use]
     pub fn num_threads(&self) -> usize {
-        self.pool.current_num_threads()
+        match &self.0 {
+            Kind::Cpu(pool) => pool.current_num_threads(),
+            Kind::Cuda(_) => 1,
+        }
+    }
+
+    /// Writes host bytes to a tensor of this stream's device, in its order. `bytes` may be changed when it returns.
+    ///
+    /// # Errors
+    /// [`DeviceError::SizeMismatch`] when `to` doesn't take as many bytes, [`DeviceError::NotOnHost`] or
+    /// [`DeviceError::NotOnDevice`] for a tensor of another device, [`DeviceError::Driver`].
+    pub fn write(&self, bytes: &[u8], to: ViewMut<'_>) -> Result<(), DeviceError> {
+        if let Kind::Cuda(cuda) = &self.0 {
+            return cuda.upload(bytes, to);
+        }
+        let (dtype, shape, expected) = (to.dtype(), *to.shape(), to.len_bytes());
+        if expected != bytes.len() {
+            return Err(DeviceError::SizeMismatch { dtype, shape, expected, got: bytes.len() });
+        }
+        to.into_mut_bytes()?.copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Waits until everything that was given to it has run.
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`], also for a fault of what ran.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        match &self.0 {
+            Kind::Cpu(_) => Ok(()),
+            Kind::Cuda(stream) => stream.synchronize(),
+        }
     }
 }
 

@@ -85,4 +85,72 @@ pub enum DeviceError {
     /// Shared memory (a mapped file) can't be written.
     #[error("the tensor is a view of shared memory and can't be written")]
     ReadOnly,
+    /// Memory of a GPU was to be read or written by the host.
+    #[error("a {dtype} tensor lies in a GPU's memory, where the host can't reach it")]
+    NotOnHost {
+        /// What it holds.
+        dtype: DType,
+    },
+    /// Host memory was given where a GPU's was needed.
+    #[error("a {dtype} tensor lies in the host's memory; copy it to the GPU first")]
+    NotOnDevice {
+        /// What it holds.
+        dtype: DType,
+    },
+    /// A count that a kernel's parameters or a block can't hold.
+    #[error("{value} is more than fits")]
+    TooLarge {
+        /// The count.
+        value: usize,
+    },
+    /// The driver refused a call, or reports what went wrong on the GPU before it.
+    #[error("{call}: {reason}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// What it said.
+        reason: String,
+    },
+    /// A kernel could not be launched.
+    #[error("kernel {kernel} could not be launched with {launch}: {reason}")]
+    Launch {
+        /// Its name.
+        kernel: &'static str,
+        /// The launch's shape.
+        launch: String,
+        /// What the driver said.
+        reason: String,
+    },
+    /// A kernel could not be compiled.
+    #[error("kernel {kernel} could not be compiled for {arch}: {log}")]
+    Compile {
+        /// Source and entry.
+        kernel: String,
+        /// The architecture.
+        arch: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// Work that was to be recorded allocated memory, which a graph can't do twice.
+    #[error("the recorded work allocated {allocated} times; allocate before it is recorded")]
+    Capture {
+        /// How often.
+        allocated: u64,
+    },
+    /// A matrix product that the library doesn't have.
+    #[error("the matrix product {shape} can't be computed: {reason}")]
+    Matmul {
+        /// Sizes and element types.
+        shape: String,
+        /// Why not.
+        reason: String,
+    },
+    /// Compiled kernels could not be written to the folder that was asked for.
+    #[error("compiled kernels can't be written to {folder}: {reason}")]
+    CubinFolder {
+        /// The folder.
+        folder: String,
+        /// What the system said.
+        reason: String,
+    },
 }

@@ -19,17 +19,39 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod buffer;
+mod counters;
+mod cubin_cache;
+mod cuda;
 mod device;
 mod dtype;
 mod error;
+mod fill;
+mod kernel_source;
+mod libraries;
+mod matmul;
+mod nvrtc;
+mod probe;
+mod readback;
 mod shape;
+mod step_block;
 mod tensor;
 mod view;
 
 pub use buffer::{SharedBytes, allocated_bytes, allocation_count};
+pub use counters::{Counters, counters};
+pub use cubin_cache::{CubinCache, Filled};
+pub use cuda::{Args, CudaDevice, CudaGraph, CudaStream, Event, Launch, PinnedMemory, Swizzle, TensorMap, Upload};
 pub use device::{Device, DeviceKind, Stream};
 pub use dtype::{DType, Element};
 pub use error::DeviceError;
+pub use fill::{UniformFill, fill_variants};
+pub use kernel_source::{Header, KernelSource, KernelSpec};
+pub use libraries::{CudaVersion, LibraryKind, LibraryStatus};
+pub use matmul::MatmulShape;
+pub use nvrtc::{Compiled, KernelResources, compile};
+pub use probe::{CubinProbe, GpuProbe, Probe, Problem, probe};
+pub use readback::{Readback, ReadbackBytes};
 pub use shape::{MAX_RANK, Shape};
+pub use step_block::{BlockSlot, StepBlock};
 pub use tensor::Tensor;
 pub use view::{View, ViewMut};

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::buffer::{Buffer, HostBytes};
+use crate::buffer::{Allocated, Buffer, HostBytes};
+use crate::cuda::DeviceMemory;
 use crate::{DType, Device, DeviceError, Element, Shape, SharedBytes, View, ViewMut};
 
 /// Memory of one device with an element type and a shape; row-major and contiguous.
@@ -20,8 +21,14 @@ impl Tensor {
     /// [`DeviceError::BadShape`] or [`DeviceError::OutOfMemory`].
     pub fn zeros(device: &Device, dtype: DType, dims: &[usize]) -> Result<Self, DeviceError> {
         let shape = Shape::new(dims)?;
-        let Device::Cpu(_) = device;
-        let buffer = Buffer::Host(HostBytes::zeroed(shape.num_elements() * dtype.size_bytes())?);
+        let len_bytes = shape.num_elements() * dtype.size_bytes();
+        let buffer = match device.stream().cuda() {
+            None => Buffer::Host(HostBytes::zeroed(len_bytes)?),
+            Some(cuda) => {
+                let memory = DeviceMemory::zeroed(cuda, len_bytes)?;
+                Buffer::Device { memory, _allocated: Allocated::new(len_bytes) }
+            }
+        };
         Ok(Self { buffer, dtype, shape })
     }
 
@@ -37,7 +44,7 @@ impl Tensor {
             return Err(DeviceError::SizeMismatch { dtype: T::DTYPE, shape, expected, got });
         }
         let mut tensor = Self::zeros(device, T::DTYPE, dims)?;
-        tensor.buffer.bytes_mut()?.copy_from_slice(bytemuck::cast_slice(values));
+        device.stream().write(bytemuck::cast_slice(values), tensor.view_mut()?)?;
         Ok(tensor)
     }
 
@@ -85,7 +92,7 @@ impl Tensor {
     /// The whole tensor, to read.
     #[must_use]
     pub fn view(&self) -> View<'_> {
-        View::over(self.buffer.bytes(), self.dtype, self.shape)
+        View::over(self.buffer.memory(), self.dtype, self.shape)
     }
 
     /// The whole tensor, to write.
@@ -93,7 +100,24 @@ impl Tensor {
     /// # Errors
     /// [`DeviceError::ReadOnly`] for shared memory.
     pub fn view_mut(&mut self) -> Result<ViewMut<'_>, DeviceError> {
-        Ok(ViewMut::over(self.buffer.bytes_mut()?, self.dtype, self.shape))
+        Ok(ViewMut::over(self.buffer.memory_mut()?, self.dtype, self.shape))
+    }
+
+    /// The elements, copied to the host, whichever device has them; waits for all work of that device. For tests and for
+    /// loading.
+    ///
+    /// # Errors
+    /// [`DeviceError::WrongDType`] or [`DeviceError::Driver`].
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>, DeviceError> {
+        let Buffer::Device { memory, .. } = &self.buffer else {
+            return Ok(self.view().as_slice::<T>()?.to_vec());
+        };
+        if T::DTYPE != self.dtype {
+            return Err(DeviceError::WrongDType { actual: self.dtype, wanted: T::DTYPE });
+        }
+        let mut values = vec![T::zeroed(); self.shape.num_elements()];
+        memory.download(bytemuck::cast_slice_mut(&mut values))?;
+        Ok(values)
     }
 
     /// Rows of the first dimension, to read.

@@ -1,21 +1,114 @@
 //! Borrowed tensors: what operators take.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::{DType, DeviceError, Element, Shape};
 
+/// Bytes of a GPU's memory, borrowed for `'a`. The address means nothing to the host.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceBytes<'a> {
+    pub(crate) ptr: u64,
+    pub(crate) len: usize,
+    pub(crate) owner: PhantomData<&'a ()>,
+}
+
+/// As [`DeviceBytes`], to write.
+pub(crate) struct DeviceBytesMut<'a> {
+    pub(crate) ptr: u64,
+    pub(crate) len: usize,
+    pub(crate) owner: PhantomData<&'a mut ()>,
+}
+
+/// Whose memory a view borrows.
+#[derive(Clone, Copy)]
+pub(crate) enum Memory<'a> {
+    Host(&'a [u8]),
+    Device(DeviceBytes<'a>),
+}
+
+/// As [`Memory`], to write.
+pub(crate) enum MemoryMut<'a> {
+    Host(&'a mut [u8]),
+    Device(DeviceBytesMut<'a>),
+}
+
+impl<'a> Memory<'a> {
+    /// Bytes `range`, which lie inside.
+    fn get(self, range: Range<usize>) -> Self {
+        match self {
+            Self::Host(bytes) => Self::Host(bytes.get(range).unwrap_or_default()),
+            Self::Device(DeviceBytes { ptr, len, owner }) => {
+                let range = range.start.min(len)..range.end.min(len);
+                Self::Device(DeviceBytes { ptr: ptr + range.start as u64, len: range.len(), owner })
+            }
+        }
+    }
+
+    fn host(self, dtype: DType) -> Result<&'a [u8], DeviceError> {
+        match self {
+            Self::Host(bytes) => Ok(bytes),
+            Self::Device(_) => Err(DeviceError::NotOnHost { dtype }),
+        }
+    }
+
+    fn device_ptr(self, dtype: DType) -> Result<u64, DeviceError> {
+        match self {
+            Self::Host(_) => Err(DeviceError::NotOnDevice { dtype }),
+            Self::Device(bytes) => Ok(bytes.ptr),
+        }
+    }
+}
+
+impl<'a> MemoryMut<'a> {
+    fn get(self, range: Range<usize>) -> Self {
+        match self {
+            Self::Host(bytes) => Self::Host(bytes.get_mut(range).unwrap_or_default()),
+            Self::Device(DeviceBytesMut { ptr, len, owner }) => {
+                let range = range.start.min(len)..range.end.min(len);
+                Self::Device(DeviceBytesMut { ptr: ptr + range.start as u64, len: range.len(), owner })
+            }
+        }
+    }
+
+    fn reborrow(&mut self) -> MemoryMut<'_> {
+        match self {
+            Self::Host(bytes) => MemoryMut::Host(bytes),
+            Self::Device(DeviceBytesMut { ptr, len, .. }) => {
+                MemoryMut::Device(DeviceBytesMut { ptr: *ptr, len: *len, owner: PhantomData })
+            }
+        }
+    }
+
+    fn as_memory(&self) -> Memory<'_> {
+        match self {
+            Self::Host(bytes) => Memory::Host(bytes),
+            Self::Device(DeviceBytesMut { ptr, len, .. }) => {
+                Memory::Device(DeviceBytes { ptr: *ptr, len: *len, owner: PhantomData })
+            }
+        }
+    }
+
+    fn host(self, dtype: DType) -> Result<&'a mut [u8], DeviceError> {
+        match self {
+            Self::Host(bytes) => Ok(bytes),
+            Self::Device(_) => Err(DeviceError::NotOnHost { dtype }),
+        }
+    }
+}
+
 /// A borrowed tensor, to read. Copying it copies no elements.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    bytes: &'a [u8],
+    memory: Memory<'a>,
     dtype: DType,
     shape: Shape,
 }
 
 /// A borrowed tensor, to write.
 pub struct ViewMut<'a> {
-    bytes: &'a mut [u8],
+    memory: MemoryMut<'a>,
     dtype: DType,
     shape: Shape,
 }
@@ -34,9 +127,15 @@ fn check<T: Element>(dtype: DType) -> Result<(), DeviceError> {
     if T::DTYPE == dtype { Ok(()) } else { Err(DeviceError::WrongDType { actual: dtype, wanted: T::DTYPE }) }
 }
 
+/// How many bytes of a tensor of bytes `dims` elements of `dtype` take.
+fn cast_len(dtype: DType, dims: &[usize]) -> Result<(usize, Shape), DeviceError> {
+    let shape = Shape::new(dims)?;
+    Ok((shape.num_elements() * dtype.size_bytes(), shape))
+}
+
 impl<'a> View<'a> {
-    pub(crate) fn over(bytes: &'a [u8], dtype: DType, shape: Shape) -> Self {
-        Self { bytes, dtype, shape }
+    pub(crate) fn over(memory: Memory<'a>, dtype: DType, shape: Shape) -> Self {
+        Self { memory, dtype, shape }
     }
 
     /// A view over a slice of the host's memory.
@@ -49,7 +148,7 @@ impl<'a> View<'a> {
             let expected = shape.num_elements() * size_of::<T>();
             return Err(DeviceError::SizeMismatch { dtype: T::DTYPE, shape, expected, got: size_of_val(values) });
         }
-        Ok(Self { bytes: bytemuck::cast_slice(values), dtype: T::DTYPE, shape })
+        Ok(Self { memory: Memory::Host(bytemuck::cast_slice(values)), dtype: T::DTYPE, shape })
     }
 
     /// The element type.
@@ -64,14 +163,33 @@ impl<'a> View<'a> {
         &self.shape
     }
 
+    /// Bytes of the elements.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.shape.num_elements() * self.dtype.size_bytes()
+    }
+
+    /// Whether the elements lie in a GPU's memory.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        matches!(self.memory, Memory::Device(_))
+    }
+
+    /// The address of the first element in a GPU's memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotOnDevice`] for host memory.
+    pub fn device_ptr(&self) -> Result<u64, DeviceError> {
+        self.memory.device_ptr(self.dtype)
+    }
+
     /// Rows of the first dimension.
     ///
     /// # Errors
     /// [`DeviceError::OutOfRange`].
     pub fn rows(self, rows: Range<usize>) -> Result<Self, DeviceError> {
         let (range, shape) = row_bytes(&rows, self.dtype, self.shape)?;
-        let bytes = self.bytes.get(range).unwrap_or_default();
-        Ok(Self { bytes, dtype: self.dtype, shape })
+        Ok(Self { memory: self.memory.get(range), dtype: self.dtype, shape })
     }
 
     /// The same elements in another shape.
@@ -83,13 +201,41 @@ impl<'a> View<'a> {
         Ok(Self { shape, ..self })
     }
 
+    /// Part of a tensor of bytes as elements of another type: how one block carries many arrays.
+    ///
+    /// # Errors
+    /// [`DeviceError::WrongDType`] for a tensor that isn't u8, [`DeviceError::SizeMismatch`] where it ends too early,
+    /// [`DeviceError::Misaligned`] for an offset that is no multiple of the element's size.
+    pub fn cast_bytes(self, offset_bytes: usize, dtype: DType, dims: &[usize]) -> Result<Self, DeviceError> {
+        check::<u8>(self.dtype)?;
+        let (expected, shape) = cast_len(dtype, dims)?;
+        let range = offset_bytes..offset_bytes.saturating_add(expected);
+        if range.end > self.len_bytes() {
+            let got = self.len_bytes().saturating_sub(offset_bytes);
+            return Err(DeviceError::SizeMismatch { dtype, shape, expected, got });
+        }
+        if !offset_bytes.is_multiple_of(dtype.size_bytes()) {
+            return Err(DeviceError::Misaligned { dtype });
+        }
+        Ok(Self { memory: self.memory.get(range), dtype, shape })
+    }
+
     /// The elements, in the host's memory.
     ///
     /// # Errors
-    /// [`DeviceError::WrongDType`].
+    /// [`DeviceError::WrongDType`], or [`DeviceError::NotOnHost`].
     pub fn as_slice<T: Element>(&self) -> Result<&'a [T], DeviceError> {
         check::<T>(self.dtype)?;
-        bytemuck::try_cast_slice(self.bytes).map_err(|_| DeviceError::Misaligned { dtype: self.dtype })
+        let bytes = self.memory.host(self.dtype)?;
+        bytemuck::try_cast_slice(bytes).map_err(|_| DeviceError::Misaligned { dtype: self.dtype })
+    }
+
+    /// The bytes of the elements, in the host's memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotOnHost`].
+    pub fn as_bytes(&self) -> Result<&'a [u8], DeviceError> {
+        self.memory.host(self.dtype)
     }
 }
 
@@ -104,8 +250,8 @@ fn reshaped(old: Shape, dtype: DType, dims: &[usize]) -> Result<Shape, DeviceErr
 }
 
 impl<'a> ViewMut<'a> {
-    pub(crate) fn over(bytes: &'a mut [u8], dtype: DType, shape: Shape) -> Self {
-        Self { bytes, dtype, shape }
+    pub(crate) fn over(memory: MemoryMut<'a>, dtype: DType, shape: Shape) -> Self {
+        Self { memory, dtype, shape }
     }
 
     /// A writable view over a slice of the host's memory.
@@ -114,7 +260,7 @@ impl<'a> ViewMut<'a> {
     /// [`DeviceError::BadShape`] or [`DeviceError::SizeMismatch`].
     pub fn from_slice<T: Element>(values: &'a mut [T], dims: &[usize]) -> Result<Self, DeviceError> {
         let shape = *View::from_slice(values, dims)?.shape();
-        Ok(Self { bytes: bytemuck::cast_slice_mut(values), dtype: T::DTYPE, shape })
+        Ok(Self { memory: MemoryMut::Host(bytemuck::cast_slice_mut(values)), dtype: T::DTYPE, shape })
     }
 
     /// The element type.
@@ -129,15 +275,35 @@ impl<'a> ViewMut<'a> {
         &self.shape
     }
 
+    /// Bytes of the elements.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.as_view().len_bytes()
+    }
+
+    /// Whether the elements lie in a GPU's memory.
+    #[must_use]
+    pub fn is_on_device(&self) -> bool {
+        self.as_view().is_on_device()
+    }
+
+    /// The address of the first element in a GPU's memory.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotOnDevice`] for host memory.
+    pub fn device_ptr(&self) -> Result<u64, DeviceError> {
+        self.as_view().device_ptr()
+    }
+
     /// The same tensor for a shorter time, so that it can be used again afterwards.
     pub fn reborrow(&mut self) -> ViewMut<'_> {
-        ViewMut { bytes: self.bytes, dtype: self.dtype, shape: self.shape }
+        ViewMut { memory: self.memory.reborrow(), dtype: self.dtype, shape: self.shape }
     }
 
     /// The same tensor, to read.
     #[must_use]
     pub fn as_view(&self) -> View<'_> {
-        View { bytes: self.bytes, dtype: self.dtype, shape: self.shape }
+        View { memory: self.memory.as_memory(), dtype: self.dtype, shape: self.shape }
     }
 
     /// Rows of the first dimension.
@@ -146,8 +312,7 @@ impl<'a> ViewMut<'a> {
     /// [`DeviceError::OutOfRange`].
     pub fn rows(self, rows: Range<usize>) -> Result<Self, DeviceError> {
         let (range, shape) = row_bytes(&rows, self.dtype, self.shape)?;
-        let bytes = self.bytes.get_mut(range).unwrap_or_default();
-        Ok(Self { bytes, dtype: self.dtype, shape })
+        Ok(Self { memory: self.memory.get(range), dtype: self.dtype, shape })
     }
 
     /// The same elements in another shape.
@@ -162,28 +327,35 @@ impl<'a> ViewMut<'a> {
     /// The elements, in the host's memory.
     ///
     /// # Errors
-    /// [`DeviceError::WrongDType`].
+    /// [`DeviceError::WrongDType`], or [`DeviceError::NotOnHost`].
     pub fn as_slice<T: Element>(&self) -> Result<&[T], DeviceError> {
-        check::<T>(self.dtype)?;
-        bytemuck::try_cast_slice(self.bytes).map_err(|_| DeviceError::Misaligned { dtype: self.dtype })
+        self.as_view().as_slice()
     }
 
     /// The elements, in the host's memory, to write.
     ///
     /// # Errors
-    /// [`DeviceError::WrongDType`].
+    /// [`DeviceError::WrongDType`], or [`DeviceError::NotOnHost`].
     pub fn as_mut_slice<T: Element>(&mut self) -> Result<&mut [T], DeviceError> {
-        check::<T>(self.dtype)?;
-        bytemuck::try_cast_slice_mut(self.bytes).map_err(|_| DeviceError::Misaligned { dtype: self.dtype })
+        self.reborrow().into_mut_slice()
     }
 
     /// As [`ViewMut::as_mut_slice`], for the view's whole life.
     ///
     /// # Errors
-    /// [`DeviceError::WrongDType`].
+    /// [`DeviceError::WrongDType`], or [`DeviceError::NotOnHost`].
     pub fn into_mut_slice<T: Element>(self) -> Result<&'a mut [T], DeviceError> {
         check::<T>(self.dtype)?;
-        bytemuck::try_cast_slice_mut(self.bytes).map_err(|_| DeviceError::Misaligned { dtype: self.dtype })
+        let bytes = self.memory.host(self.dtype)?;
+        bytemuck::try_cast_slice_mut(bytes).map_err(|_| DeviceError::Misaligned { dtype: self.dtype })
+    }
+
+    /// The bytes of the elements, in the host's memory, to write.
+    ///
+    /// # Errors
+    /// [`DeviceError::NotOnHost`].
+    pub fn into_mut_bytes(self) -> Result<&'a mut [u8], DeviceError> {
+        self.memory.host(self.dtype)
     }
 }
 

@@ -1,0 +1,151 @@
+//! Launching kernels.
+#![allow(unsafe_code)]
+
+use cudarc::driver::sys;
+
+use super::context::driver_error;
+use super::{Args, CudaStream};
+use crate::counters::LAUNCHES;
+use crate::{DeviceError, KernelSpec};
+
+/// The shape of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// Blocks of a cluster, which divide the grid; [1, 1, 1] for none. Hopper and later.
+    pub cluster: [u32; 3],
+    /// Whether it may begin before the kernel ahead of it in the stream has ended (programmatic dependent launch); the
+    /// kernel waits by `griddepcontrol.wait` before it reads what that one writes. Hopper and later.
+    pub dependent: bool,
+}
+
+impl Launch {
+    /// A plain launch.
+    #[must_use]
+    pub const fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
+        Self { grid, block, shared_bytes: 0, cluster: [1, 1, 1], dependent: false }
+    }
+
+    /// With dynamic shared memory.
+    #[must_use]
+    pub const fn shared_bytes(mut self, bytes: u32) -> Self {
+        self.shared_bytes = bytes;
+        self
+    }
+
+    /// In clusters of blocks.
+    #[must_use]
+    pub const fn cluster(mut self, cluster: [u32; 3]) -> Self {
+        self.cluster = cluster;
+        self
+    }
+
+    /// Allowed to begin early.
+    #[must_use]
+    pub const fn dependent(mut self) -> Self {
+        self.dependent = true;
+        self
+    }
+
+    /// The attributes that differ from a plain launch's, and how many.
+    fn attributes(&self) -> ([sys::CUlaunchAttribute; 2], usize) {
+        let mut attributes = [sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_IGNORE,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { pad: [0; 64] },
+        }; 2];
+        let [first, second] = &mut attributes;
+        let mut count = 0;
+        if self.cluster != [1, 1, 1] {
+            let [x, y, z] = self.cluster;
+            first.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            first.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+            count = 1;
+        }
+        if self.dependent {
+            let own = if count == 0 { first } else { second };
+            own.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            own.value.programmaticStreamSerializationAllowed = 1;
+            count += 1;
+        }
+        (attributes, count)
+    }
+}
+
+impl CudaStream {
+    /// Compiles and loads a kernel, so that its first launch takes no longer than the others.
+    ///
+    /// # Errors
+    /// As [`CudaStream::launch`].
+    pub fn load(&self, spec: &KernelSpec) -> Result<(), DeviceError> {
+        self.device().bind()?;
+        self.device().modules().get(self.device(), spec).map(|_| ())
+    }
+
+    /// Launches a kernel, compiled and loaded if need be. A grid or block of no size launches nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::Compile`] or [`DeviceError::Unavailable`] when it can't be compiled, [`DeviceError::Driver`] when it
+    /// can't be loaded or launched.
+    ///
+    /// # Safety
+    /// `args` are the kernel's parameters in order and type, and what they point to is as large as the kernel reads and
+    /// writes, and lives until it has run.
+    pub unsafe fn launch(&self, spec: &KernelSpec, launch: Launch, args: &mut Args) -> Result<(), DeviceError> {
+        if launch.grid.contains(&0) || launch.block.contains(&0) {
+            return Ok(());
+        }
+        self.device().bind()?;
+        let kernel = self.device().modules().get(self.device(), spec)?;
+        kernel.allow_shared(launch.shared_bytes)?;
+        let (mut attributes, num_attributes) = launch.attributes();
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.block[0],
+            blockDimY: launch.block[1],
+            blockDimZ: launch.block[2],
+            sharedMemBytes: launch.shared_bytes,
+            hStream: self.raw(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: num_attributes as u32,
+        };
+        let mut addresses = args.addresses()?;
+        LAUNCHES.add_one();
+        // SAFETY: the configuration's arrays and the parameters outlive the call, which copies them; the caller vouches
+        // for what the parameters mean.
+        let result = unsafe {
+            sys::cuLaunchKernelEx(&raw const config, kernel.function(), addresses.as_mut_ptr(), std::ptr::null_mut())
+        };
+        result.result().map_err(driver_error("cuLaunchKernelEx")).map_err(|error| match error {
+            DeviceError::Driver { reason, .. } => {
+                DeviceError::Launch { kernel: spec.entry(), launch: format!("{launch:?}"), reason }
+            }
+            other => other,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_those_that_were_asked_for() {
+        let plain = Launch::new([1; 3], [32, 1, 1]);
+        assert_eq!(plain.attributes().1, 0);
+        let both = plain.cluster([2, 1, 1]).dependent();
+        let (attributes, count) = both.attributes();
+        assert_eq!(count, 2);
+        assert_eq!(attributes[0].id, sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+        let (attributes, count) = plain.dependent().attributes();
+        assert_eq!(count, 1);
+        assert_eq!(attributes[0].id, sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+    }
+}

@@ -1,0 +1,233 @@
+// What paged_attention's kernels do around the arithmetic: take items of the list, bring keys and values into shared memory,
+// and merge the partial results of tiles whose keys are split.
+#pragma once
+#include "paged_work.cuh"
+
+#define NUM_WARPS 4
+#define NUM_THREADS (32 * NUM_WARPS)
+// 16-byte chunks of a row in shared memory, an even number with zeros at the end; widths just below 128 are treated as
+// 128, since addresses of swizzled rows take fewer registers.
+#define CHUNKS (HEAD_DIM > 96 ? 16 : (HEAD_DIM + 15) / 16 * 2)
+#define IS_SWIZZLED (CHUNKS % 8 == 0)
+#define STRIDE (IS_SWIZZLED ? CHUNKS : CHUNKS + 1)
+#define K_STEPS (CHUNKS / 2)
+#define DECODE_KEYS (HEAD_DIM > 64 ? 16 : 32)
+#define TILE_BYTES(rows) ((rows) * STRIDE * 16)
+#define SUM_STRIDE (HEAD_DIM + 8)
+
+struct Operands {
+    const bf16_t* __restrict__ q;
+    const bf16_t* __restrict__ k_cache;
+    const bf16_t* __restrict__ v_cache;
+    const i32_t* __restrict__ block_tables;
+    const i32_t* __restrict__ list;
+    i32_t* counters;
+    float* partials;
+    bf16_t* __restrict__ out;
+    int num_rows, num_kv_heads, group, num_blocks, num_seqs, max_blocks, max_items, max_slots;
+    float scale;  // above 0, times log2(e)
+    u32_t flip;   // the sign bits of two elements of q where the scale is negative
+};
+
+// Where a packed row of an item lies in q and out, or -1 outside of the batch.
+__device__ __forceinline__ i64_t place_of(const Operands& o, const Item& item, int head, int row) {
+    const int packed = item.first + row;
+    const i64_t q_row = (i64_t)item.q_row + packed / o.group;
+    if (row >= item.count || q_row >= o.num_rows) return -1;
+    return ((q_row * o.num_kv_heads + head) * o.group + packed % o.group) * HEAD_DIM;
+}
+
+// Keys of an item that a packed row sees: those below.
+__device__ __forceinline__ int limit_of(const Operands& o, const Item& item, int row) {
+    return min(item.seen + (item.first + min(row, item.count - 1)) / o.group, item.end);
+}
+
+// ---- the queues ----
+
+enum Kind { NOTHING, PREFILL, DECODE };
+struct Taken {
+    Item item;
+    int head;
+    Kind kind;
+};
+
+// Keys that the first and the last row of a warp see.
+struct Seen {
+    int fewest, most;
+};
+
+// What a block works on, and what it will.
+struct Turn {
+    Taken now, next;
+    bool is_counted;
+    Seen seen[NUM_WARPS];  // prefill's
+};
+
+// Whether an item keeps within the operands; what work_list.cu writes always does.
+__device__ __forceinline__ bool is_sound(const Operands& o, const Item& item, bool is_decode) {
+    const int num_slots = item.num_splits * o.num_kv_heads * ((item.count + 15) / 16);
+    return item.q_row >= 0 && item.sequence >= 0 && item.sequence < o.num_seqs && item.first >= 0 && item.count >= 0 &&
+           item.count <= (is_decode ? 16 : TILE_ROWS) && item.begin >= 0 && item.begin % 32 == 0 && item.split >= 0 &&
+           item.split < item.num_splits && item.num_splits <= MAX_SPLITS &&
+           (item.num_splits == 1 || (item.slot >= 0 && item.slot <= o.max_slots - num_slots));
+}
+
+__device__ __forceinline__ void take(const Operands& o, bool is_decode, int index, Taken& taken) {
+    const int at = (is_decode ? o.list[NUM_PREFILL] : 0) + index / o.num_kv_heads;
+    if (at < 0 || at >= o.max_items) return;
+    const int4* from = reinterpret_cast<const int4*>(o.list + HEADER_INTS) + (i64_t)at * 3;
+    int4* to = reinterpret_cast<int4*>(&taken.item);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) to[i] = from[i];
+    taken.head = index % o.num_kv_heads;
+    // Keys that no block table can hold would only take time.
+    taken.item.end = (int)min((i64_t)taken.item.end, (i64_t)o.max_blocks * PAGE);
+    if (is_sound(o, taken.item, is_decode)) taken.kind = is_decode ? DECODE : PREFILL;
+}
+
+// How the grid starts: `own` blocks begin with a queue of `num` items, those that find none go to the other.
+__device__ __forceinline__ int num_started(int own, int num, int other, int num_other) {
+    return min(own, num) + max(0, other - num_other);
+}
+
+// The first item (`is_first`) or another; by one thread.
+__device__ __forceinline__ void take_next(const Operands& o, bool is_first, Taken& taken) {
+    const int half = (gridDim.x + 1) / 2;
+    const bool is_back = blockIdx.x >= half;
+    const int num[2] = {o.list[NUM_PREFILL] * o.num_kv_heads, o.list[NUM_DECODE] * o.num_kv_heads};
+    const int ctas[2] = {half, (int)gridDim.x - half};
+    taken.kind = NOTHING;
+    if (is_first) {
+        const int index = is_back ? blockIdx.x - half : blockIdx.x;
+        const int own = is_back ? num[1] : num[0], other = is_back ? num[0] : num[1];
+        const int behind = min(is_back ? ctas[0] : ctas[1], other) + index - own;
+        if (index < own) {
+            take(o, is_back, index, taken);
+        } else if (behind < other) {
+            take(o, !is_back, behind, taken);
+        }
+        return;
+    }
+#pragma unroll
+    for (int turn = 0; turn < 2; ++turn) {
+        const bool is_decode = is_back != (turn == 1);
+        const int all = is_decode ? num[1] : num[0];
+        const int started = is_decode ? num_started(ctas[1], num[1], ctas[0], num[0])
+                                      : num_started(ctas[0], num[0], ctas[1], num[1]);
+        if (started >= all) continue;
+        const int index = started + atomicAdd(o.counters + (is_decode ? TAKEN_DECODE : TAKEN_PREFILL), 1);
+        if (index < all) return take(o, is_decode, index, taken);
+    }
+}
+
+// ---- keys and values into shared memory ----
+
+__device__ __forceinline__ u32_t offset_of(int row, int chunk) {
+    return (row * STRIDE + (IS_SWIZZLED ? chunk ^ (row & 7) : chunk)) * 16;
+}
+
+// Where this lane points ldmatrix at in a tile: 16 rows by 16 elements. `by_rows` gives the four 8x8 tiles in the order rows,
+// then elements (Q; V transposed), otherwise elements, then rows (K).
+__device__ __forceinline__ u32_t lane_base(u32_t tile, bool by_rows) {
+    const int lane = threadIdx.x & 31, low = lane >> 3 & 1, high = lane >> 4;
+    return tile + offset_of((by_rows ? low : high) * 8 + (lane & 7), by_rows ? high : low);
+}
+
+// The same from `row` (a multiple of 8) and 16 * step elements on. Tiles begin at multiples of a row's bytes, so a chunk's
+// number stands in bits of its own of the address.
+__device__ __forceinline__ u32_t fragment_at(u32_t base, int row, int step) {
+    return (IS_SWIZZLED ? base ^ (step * 32) : base + step * 32) + TILE_BYTES(row);
+}
+
+// The block of a key, or -1 for one that isn't there; what follows the context is not looked at.
+__device__ __forceinline__ int block_of(const Operands& o, const Item& item, int key) {
+    const int page = key / PAGE;
+    if (key >= item.end || page >= o.max_blocks) return -1;
+    const int block = o.block_tables[(i64_t)item.sequence * o.max_blocks + page];
+    return block < o.num_blocks ? block : -1;
+}
+
+// KEYS rows of one block by THREADS threads; zeros for what isn't there, since a weight of 0 times NaN is NaN.
+template <int KEYS, int THREADS>
+__device__ __forceinline__ void load_keys(const Operands& o, const Item& item, int head, int block, int key, int thread,
+                                          u32_t keys, u32_t values) {
+    // What lies at a chunk that isn't copied doesn't matter: nothing is read there.
+    const i64_t start = (((i64_t)max(block, 0) * o.num_kv_heads + head) * PAGE + key % PAGE) * HEAD_DIM;
+    const int num_keys = block < 0 ? 0 : item.end - key;
+#pragma unroll
+    for (int i = 0; i < KEYS * CHUNKS; i += THREADS) {
+        const bool is_even = THREADS % CHUNKS == 0;
+        const int row = is_even ? thread / CHUNKS + i / CHUNKS : (i + thread) / CHUNKS;
+        const int chunk = is_even ? thread % CHUNKS : (i + thread) % CHUNKS;
+        if (KEYS * CHUNKS % THREADS != 0 && row >= KEYS) break;
+        const bool is_valid = row < num_keys && chunk * 8 < HEAD_DIM;
+        const i64_t from = start + row * HEAD_DIM + chunk * 8;
+        const u32_t to = offset_of(row, chunk);
+        cp_async16(keys + to, o.k_cache + from, is_valid);
+        cp_async16(values + to, o.v_cache + from, is_valid);
+    }
+}
+
+// ---- partial results: per slot 16 rows of HEAD_DIM sums, and behind those of all slots 16 pairs of maximum and total ----
+
+__device__ __forceinline__ int slot_of(const Item& item, int head, int split) {
+    return item.slot + (head * item.num_splits + split) * ((item.count + 15) / 16);
+}
+__device__ __forceinline__ float* sums_of(const Operands& o, int slot, int row) {
+    return o.partials + ((i64_t)slot * 16 + row) * HEAD_DIM;
+}
+__device__ __forceinline__ float2* total_of(const Operands& o, int slot, int row) {
+    return reinterpret_cast<float2*>(o.partials + (i64_t)o.max_slots * 16 * HEAD_DIM) + (i64_t)slot * 16 + row;
+}
+
+// Whether this block is the last of the tile's splits: then it sees what the others have written, and sets the
+// counter back for the next layer.
+__device__ __forceinline__ bool is_last_split(const Operands& o, const Item& item, int head) {
+    __shared__ int is_last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        i32_t* counter = o.counters + QUEUE_COUNTERS + slot_of(item, head, 0);
+        is_last = atomicAdd(counter, 1) == item.num_splits - 1;
+        if (is_last) *counter = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    return is_last;
+}
+
+// Merges the splits of a tile, in their order. `weights`: TILE_ROWS * num_splits floats of shared memory.
+__device__ __forceinline__ void merge_splits(const Operands& o, const Item& item, int head, float* weights) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, num = item.num_splits;
+    for (int row = warp; row < item.count; row += NUM_WARPS) {
+        float top = -INFINITY_F, total = 0.0f;
+        for (int i = lane; i < num; i += 32) top = fmaxf(top, __ldcg(&total_of(o, slot_of(item, head, i), row)->x));
+        top = warp_max(top);
+        for (int i = lane; i < num; i += 32) {
+            const float2 of = __ldcg(total_of(o, slot_of(item, head, i), row));
+            const float weight = of.x == -INFINITY_F ? 0.0f : ex2(of.x - top);
+            weights[row * num + i] = weight;
+            total += weight * of.y;
+        }
+        total = warp_sum(total);
+        for (int i = lane; i < num; i += 32) weights[row * num + i] *= total > 0.0f ? 1.0f / total : 0.0f;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < item.count * (HEAD_DIM / 4); i += NUM_THREADS) {
+        const int row = i / (HEAD_DIM / 4), column = i % (HEAD_DIM / 4) * 4;
+        const i64_t place = place_of(o, item, head, row);
+        if (place < 0) continue;
+        float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+        for (int split = 0; split < num; ++split) {
+            const float weight = weights[row * num + split];
+            const float4 x = __ldcg(reinterpret_cast<float4*>(sums_of(o, slot_of(item, head, split), row) + column));
+            sum.x = fmaf(weight, x.x, sum.x);
+            sum.y = fmaf(weight, x.y, sum.y);
+            sum.z = fmaf(weight, x.z, sum.z);
+            sum.w = fmaf(weight, x.w, sum.w);
+        }
+        *reinterpret_cast<uint2*>(o.out + place + column) =
+            make_uint2(pack_bf16x2(sum.x, sum.y), pack_bf16x2(sum.z, sum.w));
+    }
+}

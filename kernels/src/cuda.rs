@@ -1,0 +1,30 @@
+//! What the operators' CUDA sides share: the headers that kernels include, and the list of all kernels.
+
+use foveal_device::{Header, KernelSpec};
+
+/// Everything that a kernel may include.
+pub(crate) const HEADERS: &[Header] = &[
+    Header { name: "prelude.cuh", text: include_str!("../include/prelude.cuh") },
+    Header { name: "attention.cuh", text: include_str!("../include/attention.cuh") },
+];
+
+/// Every kernel variant that the published models use: what is compiled ahead for a host without a compiler, and what is
+/// checked for spills.
+#[must_use]
+pub fn kernel_variants() -> Vec<KernelSpec> {
+    let operators: &[fn() -> Vec<KernelSpec>] = &[
+        crate::activation::variants,
+        crate::embedding::variants,
+        foveal_device::fill_variants,
+        crate::linear::variants,
+        crate::norm::variants,
+        crate::paged_attention::variants,
+        crate::patch::variants,
+        crate::position_embed::variants,
+        crate::qk_norm_rope::variants,
+        crate::rows::variants,
+        crate::varlen_attention::variants,
+        crate::vision_rope::variants,
+    ];
+    operators.iter().flat_map(|variants| variants()).collect()
+}
