@@ -1,6 +1,6 @@
 //! Random weights that any language can make again.
 
-use foveal_device::DeviceError;
+use foveal_device::{CudaStream, DeviceError, UniformFill, ViewMut};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -71,6 +71,19 @@ impl Formula {
                 element.copy_from_slice(&self.value(state, i).to_le_bytes());
             }
         });
+    }
+
+    /// Has a GPU write the same elements as bf16 to its own memory: `[rows, row_len]` of them, each row at the start of
+    /// `placed_len` elements.
+    pub(crate) fn fill_on(
+        &self,
+        stream: &CudaStream,
+        name: &str,
+        [rows, row_len, placed_len]: [usize; 3],
+        to: ViewMut<'_>,
+    ) -> Result<(), DeviceError> {
+        let (state, offset, scale) = (self.state(name), self.offset, self.scale);
+        stream.fill_uniform(UniformFill { state, offset, scale, rows, row_len, placed_len }, to)
     }
 
     fn state(&self, name: &str) -> u64 {

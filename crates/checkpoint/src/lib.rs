@@ -37,4 +37,4 @@ pub use config::{
 pub use error::CheckpointError;
 pub use folder::ModelFolder;
 pub use formula::Formula;
-pub use weights::{Component, ComponentSummary, HostTensor, TensorInfo, WeightScope, WeightSource, prefix};
+pub use weights::{Component, ComponentSummary, HostTensor, Part, TensorInfo, WeightScope, WeightSource, prefix};

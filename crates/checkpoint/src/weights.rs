@@ -4,12 +4,14 @@ mod made;
 mod map;
 mod names;
 mod open;
+mod place;
 mod summary;
 mod write;
 
 pub use made::HostTensor;
 pub(crate) use map::map_file;
 pub use names::prefix;
+pub use place::Part;
 pub use summary::{Component, ComponentSummary, TensorInfo};
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -190,9 +192,15 @@ impl WeightSource {
             return Ok(tensor);
         }
         let tensor = Arc::new(entry.tensor(dtype)?);
+        self.note_taken(name, entry, Arc::downgrade(&tensor));
+        Ok(tensor)
+    }
+
+    /// Remembers who holds a tensor and tells how far loading has come.
+    fn note_taken(&self, name: &str, entry: &Entry, tensor: Weak<Tensor>) {
         let done_bytes = {
             let mut taken = self.taken();
-            if taken.tensors.insert(name.to_owned(), Arc::downgrade(&tensor)).is_none() {
+            if taken.tensors.insert(name.to_owned(), tensor).is_none() {
                 taken.bytes += entry.len_bytes as u64;
             }
             taken.bytes
@@ -200,7 +208,6 @@ impl WeightSource {
         if let Some(on_progress) = &self.progress {
             on_progress(done_bytes, self.total_bytes);
         }
-        Ok(tensor)
     }
 }
 
