@@ -7,7 +7,7 @@ use foveal_kernels::varlen_attention::{VarlenAttention, varlen_attention};
 use foveal_kernels::vision_rope::{VisionRope, vision_rope};
 
 use crate::VisionError;
-use crate::weights::{LinearWeights, NormWeights, Reader};
+use crate::weights::{LinearWeights, NormWeights, Reader, inner_size};
 use crate::workspace::Activations;
 
 /// The weights of one block.
@@ -48,18 +48,18 @@ pub(crate) struct Rows<'a> {
 impl Block {
     pub(crate) fn load(reader: &Reader<'_>, index: usize) -> Result<Self, VisionError> {
         let config = reader.config;
-        let (hidden, intermediate_size, names) = (config.hidden_size, config.intermediate_size, config.names);
+        let (hidden, inside, names) = (config.hidden_size, config.intermediate_size, config.names);
+        let padded = inner_size(reader.device, config);
         let at = |name: &str| format!("blocks.{index}.{name}");
-        let up = match names.mlp_gate {
-            None => reader.linear(&at(names.mlp_up), intermediate_size, hidden)?,
-            Some(gate) => reader.linear_pair([&at(gate), &at(names.mlp_up)], intermediate_size, hidden)?,
-        };
+        let (up, down) = (at(names.mlp_up), at(names.mlp_down));
+        let gate = names.mlp_gate.map(at);
+        let ups: Vec<&str> = gate.iter().chain([&up]).map(String::as_str).collect();
         let mlp = Mlp {
-            is_gated: up.second.is_some(),
-            up,
+            is_gated: gate.is_some(),
+            up: reader.linears(&ups, [inside, hidden], [padded, hidden])?,
             act: op_activation(config.hidden_act),
-            down: reader.linear(&at(names.mlp_down), hidden, intermediate_size)?,
-            intermediate_size,
+            down: reader.linears(&[&down], [hidden, inside], [hidden, padded])?,
+            intermediate_size: padded,
         };
         Ok(Self {
             norm1: reader.norm(&at("norm1"), hidden)?,

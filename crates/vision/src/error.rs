@@ -79,12 +79,14 @@ pub enum VisionError {
         out_hidden_size: usize,
     },
     /// Memory for the result of the wrong element type.
-    #[error("`{output}` holds {got}, expected f32")]
+    #[error("`{output}` holds {got}, expected {expected}, as the tower's device computes")]
     OutputDType {
         /// Which output.
         output: String,
         /// What it holds.
         got: DType,
+        /// The device's activation type.
+        expected: DType,
     },
     /// Memory for another number of deepstack levels than the tower has.
     #[error("{got} deepstack outputs were given, the tower has {expected} levels")]

@@ -80,9 +80,9 @@ impl std::fmt::Debug for Patches<'_> {
 /// Where the tower writes: rows of one token each, the batch's pictures one after the other.
 #[derive(Debug)]
 pub struct VisionOutput<'a> {
-    /// f32 `[num_tokens, out_hidden_size]`: what stands in the place of the placeholders' embeddings.
+    /// `[num_tokens, out_hidden_size]` of the device's activation type: what stands in the place of the placeholders' embeddings.
     pub embeds: ViewMut<'a>,
-    /// One f32 `[num_tokens, out_hidden_size]` per deepstack level, the first decoder layer's first; empty for towers
+    /// One like it per deepstack level, the first decoder layer's first; empty for towers
     /// without.
     pub deepstack: Vec<ViewMut<'a>>,
 }
@@ -126,15 +126,20 @@ pub(crate) fn check_batch(inputs: &[VisionInput], config: &VisionConfig, max: us
 
 impl VisionOutput<'_> {
     /// Checks the memory for the result.
-    pub(crate) fn check(&self, num_tokens: usize, out_hidden_size: usize, levels: usize) -> Result<(), VisionError> {
+    pub(crate) fn check(
+        &self,
+        dtype: DType,
+        [num_tokens, out_hidden_size]: [usize; 2],
+        levels: usize,
+    ) -> Result<(), VisionError> {
         if self.deepstack.len() != levels {
             return Err(VisionError::DeepstackLevels { expected: levels, got: self.deepstack.len() });
         }
         let named = self.deepstack.iter().enumerate().map(|(level, view)| (Some(level), view));
         for (level, view) in named.chain([(None, &self.embeds)]) {
             let output = || level.map_or("embeds".to_owned(), |level| format!("deepstack[{level}]"));
-            if view.dtype() != DType::F32 {
-                return Err(VisionError::OutputDType { output: output(), got: view.dtype() });
+            if view.dtype() != dtype {
+                return Err(VisionError::OutputDType { output: output(), got: view.dtype(), expected: dtype });
             }
             if *view.shape() != [num_tokens, out_hidden_size] {
                 let output = output();

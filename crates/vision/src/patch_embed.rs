@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use foveal_device::{Stream, Tensor, View, ViewMut};
+use foveal_device::{DType, Stream, Tensor, View, ViewMut};
 use foveal_kernels::patch::{Normalise, normalise};
+use half::bf16;
 
 use crate::input::Slices;
-use crate::weights::{LinearWeights, Reader, to_f32};
+use crate::weights::{LinearWeights, Reader};
 use crate::workspace::FlatBuffer;
 use crate::{Patches, VisionError, VisionInput};
 
@@ -24,8 +25,9 @@ pub struct Normalisation {
 pub(crate) struct PatchEmbed {
     /// `[hidden_size, C * T * P * P]`, in place.
     all: LinearWeights,
-    /// `[hidden_size, C * P * P]`, float32: the slices' sum. A still shows every slice the same pixels, so that
-    /// `Σ_t w_t · x` is `(Σ_t w_t) · x`: half of the products and half of the bytes. bfloat16 could not hold the sum.
+    /// `[hidden_size, C * P * P]`: the slices' sum. A still shows every slice the same pixels, so that `Σ_t w_t · x` is
+    /// `(Σ_t w_t) · x`: half of the products and half of the bytes. Float32 on the CPU, since bfloat16 can't hold the sum
+    /// exactly; rounded to bfloat16 on a GPU, as the pixels are.
     one: LinearWeights,
     normalisation: Normalisation,
     row_lens: [usize; 2],
@@ -39,24 +41,29 @@ impl PatchEmbed {
         let weight = reader.tensor("patch_embed.proj.weight", &shape)?;
         let bias = config.patch_bias.then(|| reader.tensor("patch_embed.proj.bias", &[config.hidden_size]));
         let bias = bias.transpose()?;
-        let summed = sum_slices(&to_f32(&weight.view())?, slices, patch * patch);
+        let values = reader.weights.to_f32("patch_embed.proj.weight", &shape)?;
+        let summed = sum_slices(&values, slices, patch * patch);
         let one_len = Slices::One.row_len(config);
-        let summed = Tensor::from_slice(reader.device, &summed, &[config.hidden_size, one_len])?;
+        let dims = [config.hidden_size, one_len];
+        let summed = match reader.device.activation_dtype() {
+            DType::BF16 => Tensor::from_slice(reader.device, &to_bf16(&summed), &dims)?,
+            _ => Tensor::from_slice(reader.device, &summed, &dims)?,
+        };
         Ok(Self {
-            all: LinearWeights { weight, second: None, bias: bias.clone() },
-            one: LinearWeights { weight: Arc::new(summed), second: None, bias },
+            all: LinearWeights { weights: vec![weight], bias: bias.clone() },
+            one: LinearWeights { weights: vec![Arc::new(summed)], bias },
             normalisation,
             row_lens: [one_len, Slices::All.row_len(config)],
         })
     }
 
-    /// Writes the embedding of every patch to `out`, `[num_patches, hidden_size]`. `pixels` is for the normalised
-    /// values.
+    /// Writes the embedding of every patch to `out`, `[num_patches, hidden_size]`. `pixels` is for the
+    /// values on their way.
     pub(crate) fn forward(
         &self,
         stream: &Stream,
         inputs: &[VisionInput<'_>],
-        pixels: &mut FlatBuffer,
+        pixels: &mut PixelBuffers<'_>,
         out: &mut ViewMut<'_>,
     ) -> Result<(), VisionError> {
         let mut first = 0;
@@ -70,11 +77,11 @@ impl PatchEmbed {
             let mut start = 0;
             for input in run {
                 let end = start + input.grid.num_patches();
-                let rows = pixels.view_mut(&[num_rows, row_len])?.rows(start..end)?;
-                self.values(stream, input.patches, rows)?;
+                let rows = pixels.values.view_mut(&[num_rows, row_len])?.rows(start..end)?;
+                self.values(stream, input.patches, &mut pixels.bytes, rows)?;
                 start = end;
             }
-            let x = pixels.view(&[num_rows, row_len])?;
+            let x = pixels.values.view(&[num_rows, row_len])?;
             convolution.forward(stream, x, out.reborrow().rows(first..first + num_rows)?)?;
             first += num_rows;
         }
@@ -82,17 +89,46 @@ impl PatchEmbed {
     }
 
     /// Writes the values of one input's patches, `[num_patches, row_len]`.
-    fn values(&self, stream: &Stream, patches: Patches<'_>, mut out: ViewMut<'_>) -> Result<(), VisionError> {
+    fn values(
+        &self,
+        stream: &Stream,
+        patches: Patches<'_>,
+        bytes_on_device: &mut Option<ViewMut<'_>>,
+        out: ViewMut<'_>,
+    ) -> Result<(), VisionError> {
         let Normalisation { mean, std } = self.normalisation;
         match patches {
             Patches::Still(bytes) | Patches::Video(bytes) => {
-                let pixels = View::from_slice(bytes, out.shape())?;
+                let dims = *out.shape();
+                let pixels = match bytes_on_device {
+                    None => View::from_slice(bytes, &dims)?,
+                    Some(buffer) => {
+                        // The next input's bytes come behind these in the stream, when these have been read.
+                        stream.write(bytes, buffer.reborrow().rows(0..bytes.len())?)?;
+                        buffer.as_view().rows(0..bytes.len())?.reshape(&dims)?
+                    }
+                };
                 normalise(stream, Normalise { pixels, mean, std, out })?;
             }
-            Patches::Rows(rows) => out.as_mut_slice::<f32>()?.copy_from_slice(rows),
+            Patches::Rows(rows) => match out.dtype() {
+                DType::BF16 => stream.write(bytemuck::cast_slice(&to_bf16(rows)), out)?,
+                _ => stream.write(bytemuck::cast_slice(rows), out)?,
+            },
         }
         Ok(())
     }
+}
+
+/// Where pixels become values.
+pub(crate) struct PixelBuffers<'a> {
+    /// For the normalised values.
+    pub(crate) values: &'a mut FlatBuffer,
+    /// u8 memory of a GPU for one input's pixels; none on the CPU, which reads them where they are.
+    pub(crate) bytes: Option<ViewMut<'a>>,
+}
+
+fn to_bf16(values: &[f32]) -> Vec<bf16> {
+    values.iter().map(|&value| bf16::from_f32(value)).collect()
 }
 
 /// Sums the temporal slices of `[rows, T, plane]`.

@@ -11,7 +11,7 @@ use foveal_mrope::GridThw;
 use crate::block::{Block, Rows};
 use crate::input::check_batch;
 use crate::merger::{Merger, NormPlace};
-use crate::patch_embed::PatchEmbed;
+use crate::patch_embed::{PatchEmbed, PixelBuffers};
 use crate::weights::Reader;
 use crate::{Normalisation, VisionError, VisionInput, VisionOutput, Workspace};
 
@@ -95,8 +95,9 @@ impl VisionTower {
         }
         let num_patches = check_batch(inputs, &self.config, workspace.max_patches)?;
         let num_tokens = num_patches / self.config.merge_unit();
-        out.check(num_tokens, self.config.out_hidden_size, self.num_deepstack())?;
-        workspace.describe(inputs)?;
+        let dtype = self.device.activation_dtype();
+        out.check(dtype, [num_tokens, self.config.out_hidden_size], self.num_deepstack())?;
+        workspace.describe(stream, inputs)?;
         self.embed_patches(stream, inputs, workspace)?;
         self.run_blocks(stream, workspace, out)
     }
@@ -108,12 +109,14 @@ impl VisionTower {
         inputs: &[VisionInput<'_>],
         workspace: &mut Workspace,
     ) -> Result<(), VisionError> {
-        let Workspace { batch, activations, .. } = workspace;
+        let Workspace { batch, activations, pixels, .. } = workspace;
         let dims = [batch.num_patches(), self.config.hidden_size];
         let order = batch.window_order()?;
         let embeds = if order.is_some() { &mut activations.branch } else { &mut activations.residual };
         let mut x = embeds.view_mut(&dims)?; // [num_patches, hidden_size]
-        self.patch_embed.forward(stream, inputs, &mut activations.wide, &mut x)?;
+        let bytes = pixels.as_mut().map(|pixels| pixels.view_mut()).transpose()?;
+        let mut buffers = PixelBuffers { values: &mut activations.wide, bytes };
+        self.patch_embed.forward(stream, inputs, &mut buffers, &mut x)?;
         if let (Some(table), Some((index, weight))) = (&self.position_table, batch.taps()?) {
             add_position_embed(stream, AddPositionEmbed { table: table.view(), index, weight, x })?;
         }

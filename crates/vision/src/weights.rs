@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use foveal_checkpoint::{NormKind, VisionConfig, WeightScope};
-use foveal_device::{DType, Device, Stream, Tensor, View, ViewMut};
+use foveal_checkpoint::{NormKind, Part, VisionConfig, WeightScope};
+use foveal_device::{Device, Stream, Tensor, View, ViewMut};
 use foveal_kernels::OpError;
 use foveal_kernels::linear::{Linear, linear};
 use foveal_kernels::norm::{self, AddNorm, add_norm};
-use half::{bf16, f16};
 
 use crate::VisionError;
 
@@ -19,34 +18,35 @@ pub(crate) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// A tensor of the tower, in place.
+    /// A tensor of the tower.
     pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, VisionError> {
-        Ok(self.weights.get(name, shape)?)
+        Ok(self.weights.place_one(self.device, Part::new(name, shape))?)
     }
 
     /// `{name}.weight` `[outputs, inputs]` and `{name}.bias` `[outputs]`.
     pub(crate) fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<LinearWeights, VisionError> {
-        Ok(LinearWeights {
-            weight: self.tensor(&format!("{name}.weight"), &[outputs, inputs])?,
-            second: None,
-            bias: Some(self.tensor(&format!("{name}.bias"), &[outputs])?),
-        })
+        self.linears(&[name], [outputs, inputs], [outputs, inputs])
     }
 
-    /// Two linear layers over the same input as one: the weights stay where they are, the biases are joined.
-    pub(crate) fn linear_pair(
+    /// Linear layers over the same input as one, each `[outputs, inputs]`; on a GPU with as many more zero rows and
+    /// columns as `padded` says.
+    pub(crate) fn linears(
         &self,
-        names: [&str; 2],
-        outputs: usize,
-        inputs: usize,
+        names: &[&str],
+        [outputs, inputs]: [usize; 2],
+        padded: [usize; 2],
     ) -> Result<LinearWeights, VisionError> {
-        let [first, second] = [self.linear(names[0], outputs, inputs)?, self.linear(names[1], outputs, inputs)?];
-        let mut bias = Vec::with_capacity(2 * outputs);
-        for part in [&first.bias, &second.bias].into_iter().flatten() {
-            bias.extend(to_f32(&part.view())?);
-        }
-        let bias = Tensor::from_slice(self.device, &bias, &[2 * outputs])?;
-        Ok(LinearWeights { weight: first.weight, second: Some(second.weight), bias: Some(Arc::new(bias)) })
+        let named = |kind: &str| -> Vec<String> { names.iter().map(|name| format!("{name}.{kind}")).collect() };
+        let (weights, biases) = (named("weight"), named("bias"));
+        let (weight_shape, bias_shape) = ([outputs, inputs], [outputs]);
+        let weight = |name| Part { name, shape: &weight_shape, padded: Some(padded) };
+        let bias = |name| Part { name, shape: &bias_shape, padded: Some([padded[0], 1]) };
+        let weights: Vec<Part<'_>> = weights.iter().map(|name| weight(name)).collect();
+        let biases: Vec<Part<'_>> = biases.iter().map(|name| bias(name)).collect();
+        Ok(LinearWeights {
+            weights: self.weights.place(self.device, &weights)?,
+            bias: Some(self.weights.place_joined(self.device, &biases)?),
+        })
     }
 
     /// The tower's kind of norm over rows of `width`.
@@ -65,29 +65,30 @@ impl Reader<'_> {
     }
 }
 
-/// The elements of a float tensor as float32, which holds them all exactly.
-pub(crate) fn to_f32(view: &View<'_>) -> Result<Vec<f32>, VisionError> {
-    Ok(match view.dtype() {
-        DType::BF16 => view.as_slice::<bf16>()?.iter().map(|v| v.to_f32()).collect(),
-        DType::F16 => view.as_slice::<f16>()?.iter().map(|v| v.to_f32()).collect(),
-        _ => view.as_slice::<f32>()?.to_vec(),
-    })
+/// Elements between an MLP's projections as `device` has them: a GPU's tensor cores take rows in whole 16 bytes and best
+/// in whole tiles, and Qwen2.5-VL has 3420.
+pub(crate) fn inner_size(device: &Device, config: &VisionConfig) -> usize {
+    const WHOLE: usize = 16;
+    const TILE: usize = 64;
+    let size = config.intermediate_size;
+    if device.is_cuda() && !size.is_multiple_of(WHOLE) { size.next_multiple_of(TILE) } else { size }
 }
 
-/// `x · weightᵀ + bias`; with a second weight of the same shape, its outputs follow the first's.
+/// `x · weightᵀ + bias`, the outputs of several weights one after another.
 pub(crate) struct LinearWeights {
-    pub(crate) weight: Arc<Tensor>,
-    pub(crate) second: Option<Arc<Tensor>>,
+    pub(crate) weights: Vec<Arc<Tensor>>,
     pub(crate) bias: Option<Arc<Tensor>>,
 }
 
 impl LinearWeights {
     pub(crate) fn forward(&self, stream: &Stream, x: View<'_>, out: ViewMut<'_>) -> Result<(), VisionError> {
         let bias = self.bias.as_ref().map(|bias| bias.view());
-        let first = matrix(&self.weight)?;
-        match &self.second {
-            None => linear(stream, Linear { x, weight: &[first], bias, out })?,
-            Some(second) => linear(stream, Linear { x, weight: &[first, matrix(second)?], bias, out })?,
+        match &self.weights[..] {
+            [first] => linear(stream, Linear { x, weight: &[matrix(first)?], bias, out })?,
+            parts => {
+                let weight = parts.iter().map(|part| matrix(part)).collect::<Result<Vec<_>, _>>()?;
+                linear(stream, Linear { x, weight: &weight, bias, out })?;
+            }
         }
         Ok(())
     }

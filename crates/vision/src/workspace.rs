@@ -1,12 +1,13 @@
 //! Memory of one encode, made once.
 
 use foveal_checkpoint::VisionConfig;
-use foveal_device::{DType, Device, DeviceError, Tensor, View, ViewMut};
+use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, ViewMut};
 use foveal_mrope::{TileCache, TileCacheStats, VisionRopeTable};
 
 use crate::VisionError;
 use crate::batch::BatchLayout;
 use crate::geometry::FrameGeometry;
+use crate::weights::inner_size;
 
 /// The most that derived geometry may take: about 100 frames of 16384 patches (positions and four taps each).
 const GEOMETRY_CAPACITY_BYTES: usize = 64 << 20;
@@ -23,6 +24,8 @@ pub struct Workspace {
     pub(crate) batch: BatchLayout,
     pub(crate) activations: Activations,
     pub(crate) rope: RopeTensors,
+    /// u8 `[max_patches * patch_len]` of a GPU, for one input's pixels.
+    pub(crate) pixels: Option<Tensor>,
     geometry: TileCache<FrameGeometry>,
 }
 
@@ -34,7 +37,7 @@ pub(crate) struct RopeTensors {
     pub(crate) sin: Tensor,
 }
 
-/// Float32 memory that takes any shape that fits.
+/// Memory of the device's activation type that takes any shape that fits.
 pub(crate) struct FlatBuffer(Tensor);
 
 /// The activations of a batch. A block writes `normed` (its norm), `wide` (qkv, then the MLP's inside), `narrow` (after
@@ -49,7 +52,7 @@ pub(crate) struct Activations {
 
 impl FlatBuffer {
     fn new(device: &Device, len: usize) -> Result<Self, DeviceError> {
-        Ok(Self(Tensor::zeros(device, DType::F32, &[len])?))
+        Ok(Self(Tensor::zeros(device, device.activation_dtype(), &[len])?))
     }
 
     /// The first elements as `[rows, width]`, to read.
@@ -65,8 +68,8 @@ impl FlatBuffer {
 
 impl Activations {
     fn new(device: &Device, config: &VisionConfig, max_patches: usize) -> Result<Self, DeviceError> {
-        let hidden = config.hidden_size;
-        let up = config.intermediate_size * if config.gated_mlp { 2 } else { 1 };
+        let (hidden, inside) = (config.hidden_size, inner_size(device, config));
+        let up = inside * if config.gated_mlp { 2 } else { 1 };
         // The merger's rows are as long per patch as the blocks'; its output only may be longer.
         let merged_out = config.out_hidden_size.div_ceil(config.merge_unit());
         let wide = up.max(3 * hidden).max(config.patch_len());
@@ -76,7 +79,7 @@ impl Activations {
             branch: buffer(hidden.max(merged_out))?,
             normed: buffer(hidden)?,
             wide: buffer(wide)?,
-            narrow: buffer(config.intermediate_size.max(hidden))?,
+            narrow: buffer(inside.max(hidden))?,
         })
     }
 }
@@ -95,19 +98,22 @@ impl Workspace {
             cos: Tensor::from_slice(device, table.cos(), &dims)?,
             sin: Tensor::from_slice(device, table.sin(), &dims)?,
         };
+        let pixels = || Tensor::zeros(device, DType::U8, &[max_patches.saturating_mul(config.patch_len())]);
         Ok(Self {
             max_patches,
             config: config.clone(),
             batch: BatchLayout::new(device, config, max_patches)?,
             activations: Activations::new(device, config, max_patches)?,
             rope,
+            pixels: device.is_cuda().then(pixels).transpose()?,
             geometry: TileCache::new(GEOMETRY_CAPACITY_BYTES, FrameGeometry::num_bytes),
         })
     }
 
     /// Describes the batch in `self.batch`.
-    pub(crate) fn describe(&mut self, inputs: &[crate::VisionInput]) -> Result<(), VisionError> {
-        self.batch.describe(inputs.iter().map(|input| input.grid), &self.config, &mut self.geometry)
+    pub(crate) fn describe(&mut self, stream: &Stream, inputs: &[crate::VisionInput]) -> Result<(), VisionError> {
+        let grids = inputs.iter().map(|input| input.grid);
+        self.batch.describe(stream, grids, &self.config, &mut self.geometry)
     }
 
     /// The most patches of one batch, all pictures together.

@@ -25,8 +25,8 @@ fn describe(grids: &[GridThw], config: &VisionConfig) -> BatchLayout {
     let mut batch = BatchLayout::new(&device, config, max_patches).unwrap();
     let mut cache = TileCache::new(1 << 20, FrameGeometry::num_bytes);
     // Twice: nothing of an earlier batch may stay.
-    batch.describe(grids.iter().rev().copied(), config, &mut cache).unwrap();
-    batch.describe(grids.iter().copied(), config, &mut cache).unwrap();
+    batch.describe(device.stream(), grids.iter().rev().copied(), config, &mut cache).unwrap();
+    batch.describe(device.stream(), grids.iter().copied(), config, &mut cache).unwrap();
     batch
 }
 
@@ -151,7 +151,7 @@ fn geometry_is_kept_per_frame_size() {
     let mut batch = BatchLayout::new(&device, &config, 1024).unwrap();
     let mut cache = TileCache::new(1 << 20, FrameGeometry::num_bytes);
     let grids = [[1, 4, 6], [3, 4, 6], [1, 6, 4], [1, 4, 6]].map(GridThw::from);
-    batch.describe(grids.into_iter(), &config, &mut cache).unwrap();
+    batch.describe(device.stream(), grids.into_iter(), &config, &mut cache).unwrap();
     // A video's frames are the still's of the same size.
     assert_eq!((cache.stats().misses, cache.stats().hits, cache.stats().entries), (2, 2, 2));
 }
