@@ -7,6 +7,7 @@ use foveal_kernels::KvLayout;
 use foveal_kernels::paged_attention::{PagedAttention, paged_attention};
 use foveal_kernels::qk_norm_rope::{QkNorm, QkNormRope, qk_norm_rope};
 
+use crate::attention_work::AttentionWork;
 use crate::batch::BatchViews;
 use crate::kv_cache::PagedLayer;
 use crate::projection::Projection;
@@ -88,6 +89,7 @@ impl Attention {
                 context_lens: step.batch.context_lens,
                 block_tables: step.batch.block_tables,
                 scale: (settings.head_dim as f32).powf(-0.5),
+                work: ws.attention_work.as_mut().map(AttentionWork::lend).transpose()?,
                 out: ws.attn.rows_mut(0..n)?,
             },
         )?;

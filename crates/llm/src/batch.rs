@@ -3,7 +3,7 @@
 mod check;
 
 pub(crate) use check::BatchBounds;
-use foveal_device::{DeviceError, View};
+use foveal_device::View;
 use foveal_kernels::norm::RowAdd;
 
 /// The rows of one step: the rows of several sequences, one sequence after the other, without padding. A sequence brings
@@ -54,20 +54,29 @@ pub(crate) struct BatchViews<'a> {
     pub(crate) context_lens: View<'a>,
     pub(crate) block_tables: View<'a>,
     pub(crate) logit_rows: View<'a>,
+    pub(crate) image: Option<ImageViews<'a>>,
 }
 
 /// Picture rows as the operators take them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ImageViews<'a> {
     pub(crate) embeds: View<'a>,
+    /// `[n]`
     pub(crate) index: View<'a>,
-    deepstack: &'a [View<'a>],
+    /// `[r]`: the entries of `index` that belong to the rows whose logits are wanted.
+    pub(crate) kept_index: View<'a>,
+    pub(crate) deepstack: &'a [View<'a>],
 }
 
 impl<'a> ImageViews<'a> {
     /// What is added to the hidden states after `layer`.
     pub(crate) fn deepstack_rows(&self, layer: usize) -> Option<RowAdd<'a>> {
         self.deepstack.get(layer).map(|&rows| RowAdd { rows, index: self.index })
+    }
+
+    /// As [`ImageViews::deepstack_rows`] when only the rows whose logits are wanted are left.
+    pub(crate) fn kept_deepstack_rows(&self, layer: usize) -> Option<RowAdd<'a>> {
+        self.deepstack.get(layer).map(|&rows| RowAdd { rows, index: self.kept_index })
     }
 }
 
@@ -82,23 +91,5 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn num_seqs(&self) -> usize {
         self.context_lens.len()
-    }
-
-    pub(crate) fn views(&self) -> Result<BatchViews<'a>, DeviceError> {
-        let (n, s) = (self.num_tokens(), self.num_seqs());
-        Ok(BatchViews {
-            input_ids: View::from_slice(self.input_ids, &[n])?,
-            positions: View::from_slice(self.positions, &[3, n])?,
-            slot_mapping: View::from_slice(self.slot_mapping, &[n])?,
-            cu_seqlens: View::from_slice(self.cu_seqlens, &[s + 1])?,
-            context_lens: View::from_slice(self.context_lens, &[s])?,
-            block_tables: View::from_slice(self.block_tables, &[s, self.max_blocks])?,
-            logit_rows: View::from_slice(self.logit_rows, &[self.logit_rows.len()])?,
-        })
-    }
-
-    pub(crate) fn image_views(&self) -> Result<Option<ImageViews<'a>>, DeviceError> {
-        let Some(ImageRows { embeds, deepstack, index }) = self.image else { return Ok(None) };
-        Ok(Some(ImageViews { embeds, index: View::from_slice(index, &[index.len()])?, deepstack }))
     }
 }

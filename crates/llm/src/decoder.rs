@@ -2,11 +2,11 @@
 
 use foveal_checkpoint::{ModelConfig, WeightSource};
 use foveal_device::{DType, Device, Stream, Tensor, View};
+use foveal_kernels::KvLayout;
 use foveal_kernels::embedding::{Embed, RowReplace, embed};
-use foveal_kernels::norm::RowAdd;
 
 use crate::attention::Step;
-use crate::batch::{BatchBounds, ImageViews};
+use crate::batch::BatchBounds;
 use crate::kv_cache::PagedLayer;
 use crate::layer::{DecoderLayer, Joins, ResidualNorm};
 use crate::rope::RopeTables;
@@ -73,7 +73,8 @@ impl Decoder {
     /// # Errors
     /// [`LlmError::Limits`] or [`LlmError::Device`].
     pub fn new_workspace(&self, limits: BatchLimits) -> Result<Workspace, LlmError> {
-        Workspace::new(&self.settings, &self.device, limits)
+        let max_blocks = self.max_model_len.div_ceil(KvLayout::DEFAULT_PAGE);
+        Workspace::new(&self.settings, &self.device, limits, max_blocks)
     }
 
     /// A KV cache of `num_blocks` pages, as [`KvCache::new`].
@@ -106,19 +107,24 @@ impl Decoder {
             cache,
             limits: workspace.limits(),
         })?;
-        let (settings, rope) = (&self.settings, &self.rope);
-        let step = Step { stream, settings, rope, layout: cache.layout(), batch: batch.views()? };
         if batch.num_tokens() > 0 {
-            // Inside of the stream's threads for the whole step: entering them costs more than a small operator does.
-            stream.install(|| self.run_layers(&step, batch, cache, workspace))?;
+            let mut inputs = std::mem::take(&mut workspace.inputs);
+            let run = inputs.bring(stream, batch).and_then(|batch| {
+                let (settings, rope) = (&self.settings, &self.rope);
+                let step = Step { stream, settings, rope, layout: cache.layout(), batch };
+                // Inside of the stream's threads for the whole step: entering them costs more than a small operator does.
+                stream.install(|| self.run_layers(&step, cache, workspace))
+            });
+            workspace.inputs = inputs;
+            run?;
         }
         Ok(workspace.logits.rows(0..batch.logit_rows.len())?)
     }
 
     /// Token and picture embeddings, normalised for the first layer.
-    fn embed(&self, step: &Step<'_>, image: Option<ImageViews<'_>>, ws: &mut Workspace) -> Result<(), LlmError> {
+    fn embed(&self, step: &Step<'_>, ws: &mut Workspace) -> Result<(), LlmError> {
         let n = step.num_rows();
-        let image = image.map(|image| RowReplace { rows: image.embeds, index: image.index });
+        let image = step.batch.image.map(|image| RowReplace { rows: image.embeds, index: image.index });
         let table = self.weights.embed_tokens.view();
         let out = ws.hidden.residual.rows_mut(0..n)?;
         embed(step.stream, Embed { table, input_ids: step.batch.input_ids, image, out })?;
@@ -128,15 +134,11 @@ impl Decoder {
         }
     }
 
-    fn run_layers(
-        &self,
-        step: &Step<'_>,
-        batch: &Batch<'_>,
-        cache: &mut KvCache,
-        ws: &mut Workspace,
-    ) -> Result<(), LlmError> {
-        let image = batch.image_views()?;
-        self.embed(step, image, ws)?;
+    fn run_layers(&self, step: &Step<'_>, cache: &mut KvCache, ws: &mut Workspace) -> Result<(), LlmError> {
+        self.embed(step, ws)?;
+        if let Some(work) = &mut ws.attention_work {
+            work.plan(step)?;
+        }
         let layers = &self.weights.layers;
         // The norm that follows a layer is the next one's first; the last layer is another matter.
         let next_norms = layers.iter().skip(1).map(|layer| &layer.input_layernorm);
@@ -147,11 +149,11 @@ impl Decoder {
             layer.attention.store(step, cache, ws)?;
             layer.attention.attend(step, cache, ws)?;
             self.finish_layer(step.stream, layer, n, ws)?;
-            let joins = Joins::after_layer(image.and_then(|image| image.deepstack_rows(i)));
+            let joins = Joins::after_layer(step.batch.image.and_then(|image| image.deepstack_rows(i)));
             self.norm(next_norm).forward(step.stream, n, joins, &mut ws.hidden)?;
         }
         match layers.last().zip(caches.next()) {
-            Some((layer, cache)) => self.run_last_layer(step, batch, (layer, cache), ws),
+            Some((layer, cache)) => self.run_last_layer(step, (layer, cache), ws),
             None => Ok(()),
         }
     }
@@ -161,25 +163,19 @@ impl Decoder {
     fn run_last_layer(
         &self,
         step: &Step<'_>,
-        batch: &Batch<'_>,
         (layer, cache): (&DecoderLayer, &mut PagedLayer),
         ws: &mut Workspace,
     ) -> Result<(), LlmError> {
         layer.attention.store(step, cache, ws)?;
-        let kept = batch.logit_rows.len();
+        let kept = step.batch.logit_rows.shape().num_elements();
         if kept == 0 {
             return Ok(());
         }
         layer.attention.attend(step, cache, ws)?;
         ws.keep_rows(step.stream, step.num_rows(), step.batch.logit_rows)?;
         self.finish_layer(step.stream, layer, kept, ws)?;
-        let mut deepstack = None;
-        if let Some(image) = batch.image
-            && let Some(&rows) = image.deepstack.get(self.weights.layers.len() - 1)
-        {
-            ws.keep_image_rows(image.index, batch.logit_rows)?;
-            deepstack = Some(RowAdd { rows, index: ws.kept_image.rows(0..kept)? });
-        }
+        let last = self.weights.layers.len() - 1;
+        let deepstack = step.batch.image.and_then(|image| image.kept_deepstack_rows(last));
         self.norm(&self.weights.norm).forward(step.stream, kept, Joins::after_layer(deepstack), &mut ws.hidden)?;
         let logits = ws.logits.rows_mut(0..kept)?;
         self.weights.lm_head.forward(step.stream, ws.hidden.normed.rows(0..kept)?, logits)

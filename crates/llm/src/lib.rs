@@ -15,10 +15,12 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod attention;
+mod attention_work;
 mod batch;
 mod decoder;
 mod defaults;
 mod error;
+mod inputs;
 mod kv_cache;
 mod layer;
 mod mlp;

@@ -7,27 +7,36 @@ use foveal_kernels::linear::{Linear, linear};
 
 use crate::LlmError;
 
-/// Up to three weights of the checkpoint, used as one matrix stacked along its rows, in place. Weights of float types;
-/// what a quantised weight needs beside its bytes (scales, block size) belongs here and nowhere else.
+/// Weights of the checkpoint, used as one matrix stacked along its rows: on the CPU each where it is mapped, on a GPU one
+/// tensor. Weights of float types; what a quantised weight needs beside its bytes (scales, block size) belongs here and
+/// nowhere else.
 #[derive(Debug)]
-pub(crate) enum Projection {
-    /// One weight.
-    Single([Arc<Tensor>; 1]),
-    /// Gate and up.
-    Pair([Arc<Tensor>; 2]),
-    /// q, k and v, with their biases concatenated.
-    Triple([Arc<Tensor>; 3], Option<Tensor>),
+pub(crate) struct Projection {
+    /// Each `[n_i, k]`; at most [`Projection::MAX_PARTS`].
+    weights: Vec<Arc<Tensor>>,
+    /// `[n]`
+    bias: Option<Arc<Tensor>>,
 }
 
 impl Projection {
+    /// q, k and v.
+    const MAX_PARTS: usize = 3;
+
+    pub(crate) fn new(weights: Vec<Arc<Tensor>>, bias: Option<Arc<Tensor>>) -> Self {
+        debug_assert!(weights.len() <= Self::MAX_PARTS);
+        Self { weights, bias }
+    }
+
     /// `out = x · weightᵀ + bias`; x `[m, k]`, out `[m, sum of n]`.
     pub(crate) fn forward(&self, stream: &Stream, x: View<'_>, out: ViewMut<'_>) -> Result<(), LlmError> {
-        match self {
-            Self::Single([a]) => linear(stream, Linear { x, weight: &[a.view()], bias: None, out })?,
-            Self::Pair([a, b]) => linear(stream, Linear { x, weight: &[a.view(), b.view()], bias: None, out })?,
-            Self::Triple([a, b, c], bias) => {
-                let bias = bias.as_ref().map(Tensor::view);
-                linear(stream, Linear { x, weight: &[a.view(), b.view(), c.view()], bias, out })?;
+        let bias = self.bias.as_ref().map(|bias| bias.view());
+        match &self.weights[..] {
+            [a] => linear(stream, Linear { x, weight: &[a.view()], bias, out })?,
+            [a, b] => linear(stream, Linear { x, weight: &[a.view(), b.view()], bias, out })?,
+            [a, b, c] => linear(stream, Linear { x, weight: &[a.view(), b.view(), c.view()], bias, out })?,
+            parts => {
+                let weight: Vec<View<'_>> = parts.iter().map(|part| part.view()).collect();
+                linear(stream, Linear { x, weight: &weight, bias, out })?;
             }
         }
         Ok(())

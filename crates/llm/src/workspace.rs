@@ -3,6 +3,8 @@
 use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, ViewMut};
 use foveal_kernels::rows::{Gather, gather};
 
+use crate::attention_work::AttentionWork;
+use crate::inputs::StepInputs;
 use crate::{DecoderSettings, LlmError};
 
 /// The largest batch that a [`Workspace`] is made for.
@@ -47,6 +49,9 @@ pub(crate) struct Hidden {
 #[derive(Debug)]
 pub struct Workspace {
     limits: BatchLimits,
+    pub(crate) inputs: StepInputs,
+    /// On a GPU.
+    pub(crate) attention_work: Option<AttentionWork>,
     pub(crate) hidden: Hidden,
     /// `[max_tokens, (num_heads + 2 * num_kv_heads) * head_dim]`
     pub(crate) qkv: Tensor,
@@ -58,21 +63,24 @@ pub struct Workspace {
     pub(crate) gate_up: Tensor,
     /// `[max_tokens, intermediate_size]`
     pub(crate) inner: Tensor,
-    /// `[max_logit_rows]` i32: the picture rows of the rows that are left for the last layer.
-    pub(crate) kept_image: Tensor,
     /// `[max_logit_rows, vocab_size]`
     pub(crate) logits: Tensor,
 }
 
 impl Workspace {
-    /// Element type of activations: the CPU computes in float32.
-    const ACTIVATION: DType = DType::F32;
-
-    pub(crate) fn new(settings: &DecoderSettings, device: &Device, limits: BatchLimits) -> Result<Self, LlmError> {
+    /// `max_blocks`: the most pages of a sequence.
+    pub(crate) fn new(
+        settings: &DecoderSettings,
+        device: &Device,
+        limits: BatchLimits,
+        max_blocks: usize,
+    ) -> Result<Self, LlmError> {
         limits.check()?;
-        let rows = |width: usize| Tensor::zeros(device, Self::ACTIVATION, &[limits.max_tokens, width]);
+        let rows = |width: usize| Tensor::zeros(device, device.activation_dtype(), &[limits.max_tokens, width]);
         Ok(Self {
             limits,
+            inputs: StepInputs::new(device, limits, max_blocks)?,
+            attention_work: AttentionWork::new(settings, device, limits)?,
             hidden: Hidden {
                 residual: rows(settings.hidden_size)?,
                 normed: rows(settings.hidden_size)?,
@@ -83,7 +91,6 @@ impl Workspace {
             attn: rows(settings.q_size())?,
             gate_up: rows(2 * settings.intermediate_size)?,
             inner: rows(settings.intermediate_size)?,
-            kept_image: Tensor::zeros(device, DType::I32, &[limits.max_logit_rows])?,
             logits: Tensor::zeros(device, DType::F32, &[limits.max_logit_rows, settings.vocab_size])?,
         })
     }
@@ -97,9 +104,11 @@ impl Workspace {
     /// Bytes of all buffers.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        let Self { limits: _, hidden, qkv, q, attn, gate_up, inner, kept_image, logits } = self;
+        let Self { limits: _, inputs: _, attention_work, hidden, qkv, q, attn, gate_up, inner, logits } = self;
         let Hidden { residual, normed, delta } = hidden;
-        [residual, normed, delta, qkv, q, attn, gate_up, inner, kept_image, logits].iter().map(|t| t.len_bytes()).sum()
+        let work = attention_work.as_ref().map_or(0, AttentionWork::len_bytes);
+        let activations = [residual, normed, delta, qkv, q, attn, gate_up, inner, logits];
+        work + activations.iter().map(|tensor| tensor.len_bytes()).sum::<usize>()
     }
 
     /// Refuses a workspace that was made for a decoder of another shape.
@@ -122,15 +131,6 @@ impl Workspace {
         for (from, to) in [(&mut self.hidden.residual, &mut self.hidden.normed), (&mut self.attn, &mut self.q)] {
             gather(stream, Gather { x: from.rows(0..num_rows)?, index, out: to.rows_mut(0..kept)? })?;
             std::mem::swap(from, to);
-        }
-        Ok(())
-    }
-
-    /// Writes the picture rows of the rows `logit_rows`, which the batch check has found to exist.
-    pub(crate) fn keep_image_rows(&mut self, image_index: &[i32], logit_rows: &[i32]) -> Result<(), LlmError> {
-        let mut kept = self.kept_image.rows_mut(0..logit_rows.len())?;
-        for (kept, &row) in kept.as_mut_slice::<i32>()?.iter_mut().zip(logit_rows) {
-            *kept = usize::try_from(row).ok().and_then(|row| image_index.get(row)).copied().unwrap_or(-1);
         }
         Ok(())
     }
