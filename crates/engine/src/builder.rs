@@ -22,7 +22,7 @@ pub struct EngineBuilder {
     max_model_len: Option<usize>,
     num_blocks: Option<usize>,
     kv_cache_bytes: Option<usize>,
-    kv_cache_dtype: DType,
+    kv_cache_dtype: Option<DType>,
     max_num_batched_tokens: usize,
     max_patches: usize,
     max_waiting: usize,
@@ -49,7 +49,7 @@ impl EngineBuilder {
             max_model_len: None,
             num_blocks: None,
             kv_cache_bytes: None,
-            kv_cache_dtype: DType::F32,
+            kv_cache_dtype: None,
             max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
             max_patches: Self::DEFAULT_MAX_PATCHES,
             max_waiting: Self::DEFAULT_MAX_WAITING,
@@ -108,10 +108,11 @@ impl EngineBuilder {
         self
     }
 
-    /// How keys and values are kept: f32 (the default, as the CPU computes), bf16 or f16 for half the memory.
+    /// How keys and values are kept. Without it as the device computes: f32 on the CPU, where bf16 or f16 takes half the
+    /// memory; bf16 on a GPU, which takes no other.
     #[must_use]
     pub fn kv_cache_dtype(mut self, dtype: DType) -> Self {
-        self.kv_cache_dtype = dtype;
+        self.kv_cache_dtype = Some(dtype);
         self
     }
 
@@ -161,9 +162,10 @@ impl EngineBuilder {
         let tower = VisionTower::load(&config.vision, normalisation, weights, &device)?;
         weights.finish(&[prefix::ALL])?;
 
-        let limits = self.limits(config, decoder.settings(), max_model_len)?;
+        let kv_cache_dtype = self.kv_cache_dtype.unwrap_or(device.activation_dtype());
+        let limits = self.limits(config, decoder.settings(), max_model_len, kv_cache_dtype)?;
         let batch = BatchLimits { max_tokens: limits.max_num_batched_tokens, max_seqs: 1, max_logit_rows: 1 };
-        let cache = decoder.new_kv_cache(limits.num_blocks, self.kv_cache_dtype)?;
+        let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
         let workspace = decoder.new_workspace(batch)?;
         let pictures = PictureRows::new(&device, tower, limits.max_patches)?;
         tracing::info!(
@@ -205,9 +207,10 @@ impl EngineBuilder {
         config: &ModelConfig,
         settings: &DecoderSettings,
         max_model_len: usize,
+        kv_cache_dtype: DType,
     ) -> Result<Limits, EngineError> {
-        let page = settings.kv_layout(self.kv_cache_dtype).page;
-        let page_bytes = page * settings.kv_bytes_per_token(self.kv_cache_dtype);
+        let page = settings.kv_layout(kv_cache_dtype).page;
+        let page_bytes = page * settings.kv_bytes_per_token(kv_cache_dtype);
         let num_blocks = match (self.num_blocks, self.kv_cache_bytes) {
             (Some(blocks), _) => blocks,
             (None, Some(bytes)) if bytes < page_bytes => {

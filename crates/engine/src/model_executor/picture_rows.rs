@@ -1,6 +1,6 @@
 //! The embeddings of the pictures that wait for their placeholders' chunks.
 
-use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, allocated_bytes};
+use foveal_device::{Device, DeviceError, Stream, Tensor, View, allocated_bytes};
 use foveal_llm::ImageRows;
 use foveal_types::PreparedImage;
 use foveal_vision::{Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
@@ -28,7 +28,7 @@ impl PictureRows {
     pub(crate) fn new(device: &Device, tower: VisionTower, max_patches: usize) -> Result<Self, VisionError> {
         let merge = tower.spatial_merge_size();
         let dims = [max_patches / (merge * merge).max(1), tower.out_hidden_size()];
-        let rows = || Tensor::zeros(device, DType::F32, &dims);
+        let rows = || Tensor::zeros(device, device.activation_dtype(), &dims);
         // The device's own account: another engine that is built at this moment in this process counts in.
         let before = allocated_bytes();
         let workspace = tower.new_workspace(max_patches)?;
