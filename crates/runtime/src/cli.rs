@@ -12,6 +12,7 @@ mod progress;
 mod run;
 mod sampling;
 mod stderr;
+mod verify;
 
 use foveal_checkpoint::ModelFolder;
 use foveal_runtime::{RuntimeError, built_in_model};
@@ -26,6 +27,7 @@ pub(crate) fn execute(config: Config) -> Result<(), CliError> {
         Config::Run(config) => run::run(*config),
         Config::Inspect(config) => inspect::inspect(&config),
         Config::Doctor(output) => doctor::doctor(output),
+        Config::Verify(config) => verify::verify(&config),
     }
 }
 

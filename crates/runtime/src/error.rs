@@ -70,6 +70,12 @@ pub enum RuntimeError {
         /// What is wrong.
         source: PictureError,
     },
+    /// A reference file about other weights than those that were loaded.
+    #[error("the reference is about {about}, but others were to be loaded; --load-format says which: auto or dummy")]
+    WrongReference {
+        /// What the reference is about.
+        about: &'static str,
+    },
     /// The request could not be prepared or answered.
     #[error(transparent)]
     Request(#[from] foveal_types::Error),

@@ -9,7 +9,7 @@ use foveal_llm::{DecoderSettings, GenerationDefaults};
 use serde::Serialize;
 
 use crate::RuntimeError;
-use crate::model::max_model_len;
+use crate::parts::max_model_len;
 
 /// What a model folder holds and what it would take. Serialises to the JSON of `foveal inspect --json`.
 #[derive(Clone, Debug, Serialize)]

@@ -2,6 +2,26 @@
 
 use foveal_device::DeviceKind;
 
+/// Where a model's weights come from; vLLM's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadFormat {
+    /// The folder's files.
+    #[default]
+    Auto,
+    /// Random ones of a sensible size, made from config.json alone: for measuring at full size. On a GPU they are made
+    /// there, in about a second.
+    Dummy {
+        /// Of the random numbers; `tests/reference/hf_reference.py --dummy-seed` makes the same weights.
+        seed: u64,
+    },
+}
+
+impl LoadFormat {
+    /// The seed of dummy weights where nobody asks for another.
+    pub const DUMMY_SEED: u64 = 1;
+}
+
 /// How a model is loaded. The default is what `foveal run` does without options.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
@@ -9,6 +29,8 @@ pub struct ModelOptions {
     pub device: DeviceKind,
     /// Compute threads of the CPU; 0 takes one for each core.
     pub threads: usize,
+    /// Where the weights come from.
+    pub load_format: LoadFormat,
     /// The most tokens of a conversation; `None` takes the model's length, at most
     /// [`foveal_engine::EngineBuilder::DEFAULT_MAX_MODEL_LEN`].
     pub max_model_len: Option<usize>,

@@ -68,6 +68,12 @@ pub(crate) enum RawCommand {
     /// device can be used, and the CPU is one; 1 if none can.
     #[command(after_help = DOCTOR_PLACES)]
     Doctor(RawDoctor),
+    /// Compares this installation's answers with a reference file.
+    ///
+    /// The file holds what HF transformers says about some prompts, in float32 and in bfloat16;
+    /// tests/reference/hf_reference.py writes one. Exit status 0 if every prompt is tokenised alike and the errors are
+    /// within 1.5 times transformers' own in bfloat16; 1 if not.
+    Verify(RawVerify),
 }
 
 #[derive(Debug, Args)]
@@ -143,10 +149,10 @@ pub(crate) struct RawSampling {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub(crate) struct RawMachine {
-    /// auto, cpu, cuda or cuda:N. This version runs on the CPU
+    /// auto, cpu, cuda or cuda:N; auto takes the first GPU that can be used, else the CPU
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub(crate) device: String,
-    /// Compute threads; 0 takes one for each core
+    /// Compute threads of the CPU; 0 takes one for each core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
     /// The most tokens of a conversation, pictures and answer included [default: the model's, at most 8192]
@@ -158,6 +164,9 @@ pub(crate) struct RawMachine {
     /// Pictures with more pixels are reduced: fewer tokens, less detail [default: the model's]
     #[arg(long, value_name = "N")]
     pub(crate) max_pixels: Option<u64>,
+    /// auto reads the folder's weights; dummy makes random ones from config.json alone, to measure speed at full size
+    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    pub(crate) load_format: String,
     /// Run every step without captured graphs. The results are the same; a CPU never has any
     #[arg(long)]
     pub(crate) enforce_eager: bool,
@@ -177,6 +186,21 @@ pub(crate) struct RawInspect {
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawVerify {
+    /// Model folder as the hub has it
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Reference file
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) reference: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) machine: RawMachine,
 }
 
 #[derive(Debug, Args)]

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use foveal_device::DeviceKind;
-use foveal_runtime::ModelOptions;
+use foveal_runtime::{LoadFormat, ModelOptions};
 use foveal_types::SamplingParams;
 
-use super::args::{RawArgs, RawCommand, RawInspect, RawMachine, RawRun, RawSampling};
+use super::args::{RawArgs, RawCommand, RawInspect, RawMachine, RawRun, RawSampling, RawVerify};
 use super::error::UsageError;
 use super::sampling::SamplingOverrides;
 
@@ -19,6 +19,7 @@ pub(crate) enum Config {
     Run(Box<RunConfig>),
     Inspect(InspectConfig),
     Doctor(Output),
+    Verify(Box<VerifyConfig>),
 }
 
 /// Where a model is.
@@ -80,6 +81,7 @@ impl Config {
             RawCommand::Run(raw) => RunConfig::new(*raw).map(|config| Self::Run(Box::new(config))),
             RawCommand::Inspect(raw) => InspectConfig::new(raw).map(Self::Inspect),
             RawCommand::Doctor(raw) => Ok(Self::Doctor(output(raw.json))),
+            RawCommand::Verify(raw) => VerifyConfig::new(raw).map(|config| Self::Verify(Box::new(config))),
         }
     }
 }
@@ -120,6 +122,21 @@ impl InspectConfig {
         let RawInspect { model, max_model_len, tensors, json } = raw;
         check_model_len(max_model_len)?;
         Ok(Self { model: place(model), max_model_len, list_tensors: tensors, output: output(json) })
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct VerifyConfig {
+    pub(crate) model: ModelPlace,
+    pub(crate) reference: PathBuf,
+    pub(crate) output: Output,
+    pub(crate) options: ModelOptions,
+}
+
+impl VerifyConfig {
+    fn new(raw: RawVerify) -> Result<Self, UsageError> {
+        let RawVerify { model, reference, json, machine } = raw;
+        Ok(Self { model: place(Some(model)), reference, output: output(json), options: options(machine)? })
     }
 }
 
@@ -168,7 +185,12 @@ fn overrides(raw: RawSampling) -> Result<SamplingOverrides, UsageError> {
 }
 
 fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
-    let RawMachine { device, threads, max_model_len, min_pixels, max_pixels, enforce_eager: _ } = raw;
+    let RawMachine { device, threads, max_model_len, min_pixels, max_pixels, load_format, enforce_eager: _ } = raw;
+    let load_format = match &load_format[..] {
+        "auto" => LoadFormat::Auto,
+        "dummy" => LoadFormat::Dummy { seed: LoadFormat::DUMMY_SEED },
+        other => return Err(UsageError::new(format!("--load-format is `{other}`; use auto or dummy"))),
+    };
     check_model_len(max_model_len)?;
     for (option, pixels) in [("--min-pixels", min_pixels), ("--max-pixels", max_pixels)] {
         if pixels == Some(0) {
@@ -184,5 +206,5 @@ fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
         return Err(UsageError::new(format!("--threads is {threads}; at most {MAX_THREADS} can be started")));
     }
     let device = device.parse::<DeviceKind>().map_err(|error| UsageError::new(format!("--device: {error}")))?;
-    Ok(ModelOptions { device, threads, max_model_len, min_pixels, max_pixels })
+    Ok(ModelOptions { device, threads, load_format, max_model_len, min_pixels, max_pixels })
 }

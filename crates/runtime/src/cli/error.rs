@@ -30,6 +30,8 @@ pub(crate) enum CliError {
     Stdout(std::io::ErrorKind),
     #[error("no device can be used")]
     NoDevice,
+    #[error("{bad} of {all} prompts are not within the reference's noise")]
+    NotVerified { bad: usize, all: usize },
     #[error("stdin can't be read: {0}")]
     Stdin(String),
 }
@@ -51,7 +53,7 @@ impl CliError {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::StdoutClosed => 0,
-            Self::Stdout(_) | Self::NoDevice => 1,
+            Self::Stdout(_) | Self::NoDevice | Self::NotVerified { .. } => 1,
             Self::Runtime(error) if error.is_internal() => 1,
             Self::Usage(_) | Self::Log { .. } | Self::Runtime(_) | Self::Stdin(_) => 2,
         }
