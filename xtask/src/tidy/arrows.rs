@@ -24,7 +24,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("testkit", &[]),
 ];
 
-/// Dependencies that only one crate may name.
+/// Dependencies that only one crate may name, for its tests or its build script no less than for its code.
 const OWNED: &[(&str, &str)] = &[("cudarc", "device"), ("memmap2", "checkpoint"), ("tokenizers", "processor")];
 
 /// One package of the workspace.
@@ -35,8 +35,15 @@ pub(crate) struct Package {
     pub(crate) folder: PathBuf,
     /// Whether it goes to a registry.
     pub(crate) publishable: bool,
-    /// Names of its normal dependencies.
-    pub(crate) dependencies: Vec<String>,
+    /// What it names in its manifest.
+    pub(crate) dependencies: Vec<Dependency>,
+}
+
+/// One dependency of a package.
+pub(crate) struct Dependency {
+    pub(crate) name: String,
+    /// Only its tests, examples and benchmarks have it.
+    pub(crate) is_dev: bool,
 }
 
 /// Every package of the workspace.
@@ -52,8 +59,7 @@ pub(crate) fn packages(root: &Path) -> anyhow::Result<Vec<Package>> {
             dependencies: package
                 .dependencies
                 .iter()
-                .filter(|d| d.kind == DependencyKind::Normal)
-                .map(|d| d.name.clone())
+                .map(|d| Dependency { name: d.name.clone(), is_dev: d.kind == DependencyKind::Development })
                 .collect(),
         })
         .collect())
@@ -67,7 +73,7 @@ fn short(name: &str) -> &str {
 pub(crate) fn check(packages: &[Package], faults: &mut Vec<String>) {
     for package in packages {
         for (dependency, owner) in OWNED {
-            if package.name != *owner && package.dependencies.iter().any(|d| d == dependency) {
+            if package.name != *owner && package.dependencies.iter().any(|d| d.name == *dependency) {
                 faults.push(format!("{} depends on {dependency}; only {owner} may", package.name));
             }
         }
@@ -81,10 +87,42 @@ pub(crate) fn check(packages: &[Package], faults: &mut Vec<String>) {
             ));
             continue;
         };
-        for dependency in package.dependencies.iter().filter_map(|d| d.strip_prefix("foveal-")) {
+        let shipped = package.dependencies.iter().filter(|d| !d.is_dev);
+        for dependency in shipped.filter_map(|d| d.name.strip_prefix("foveal-")) {
             if !allowed.contains(&dependency) {
                 faults.push(format!("{} depends on {dependency}; it may depend on {allowed:?}", package.name));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Dependency, Package, PathBuf, check};
+
+    /// What is wrong with a package that has one dependency.
+    fn faults(package: &str, dependency: &str, is_dev: bool) -> Vec<String> {
+        let mut faults = Vec::new();
+        let dependencies = vec![Dependency { name: dependency.to_owned(), is_dev }];
+        let package = Package { name: package.to_owned(), folder: PathBuf::new(), publishable: true, dependencies };
+        check(&[package], &mut faults);
+        faults
+    }
+
+    #[test]
+    fn crates_depend_along_the_arrows() {
+        assert_eq!(faults("vision", "foveal-mrope", false), [""; 0]);
+        assert_eq!(faults("vision", "foveal-llm", false).len(), 1);
+        assert_eq!(faults("vision", "foveal-processor", true), [""; 0], "tests may put crates together");
+        assert_eq!(faults("unheard-of", "serde", false).len(), 1);
+    }
+
+    #[test]
+    fn the_driver_the_map_and_the_tokenizer_have_one_owner() {
+        assert_eq!(faults("device", "cudarc", false), [""; 0]);
+        for is_dev in [false, true] {
+            assert_eq!(faults("kernels", "cudarc", is_dev), ["kernels depends on cudarc; only device may"]);
+            assert_eq!(faults("tests", "memmap2", is_dev), ["tests depends on memmap2; only checkpoint may"]);
         }
     }
 }
