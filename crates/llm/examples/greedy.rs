@@ -1,6 +1,6 @@
 //! Greedy decoding of one prompt with the tiny model: prefill in two chunks, then one token a step.
 //!
-//!     cargo run -p foveal-llm --example generate
+//!     cargo run -p foveal-llm --example greedy
 
 use foveal_llm::KvLayout;
 use foveal_llm::checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource};
