@@ -16,6 +16,7 @@ pub(crate) fn run(shell: &Shell) -> anyhow::Result<()> {
     })?;
     // The README's test command, word for word.
     step("tests", || Ok(cmd!(shell, "cargo test --workspace").run()?))?;
+    step("kernels", || crate::kernels::run_all(shell))?;
     step("the README's first command", || {
         let model = "tests/fixtures/tiny";
         let image = "tests/fixtures/images/shapes.png";

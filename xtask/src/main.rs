@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod kernels;
 mod package;
 mod tidy;
 
@@ -26,6 +27,8 @@ enum Command {
     Tidy,
     /// Packages every publishable crate, as a registry would get it, and builds it from the package.
     Package,
+    /// Compiles every CUDA kernel for every architecture, with no GPU, and prints registers, shared memory and spills.
+    Kernels(kernels::KernelsArgs),
     /// Micro-benchmarks, then a model of Qwen3-VL-2B's shape on this machine's CPU beside HF transformers.
     Bench(bench::BenchArgs),
 }
@@ -48,6 +51,7 @@ fn run() -> anyhow::Result<()> {
         Command::Ci => ci::run(&shell),
         Command::Tidy => tidy::run(&root),
         Command::Package => package::run(&shell),
+        Command::Kernels(args) => kernels::run(&shell, &args),
         Command::Bench(args) => bench::run(&shell, &root, &args),
     }
 }
