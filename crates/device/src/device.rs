@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::cuda::{CudaDevice, CudaStream};
+use crate::probe::probe;
 use crate::{DType, DeviceError, ViewMut};
 
 /// Which device was asked for: `--device auto|cpu|cuda[:N]`.
@@ -78,10 +79,10 @@ impl Device {
     /// [`DeviceError::Unavailable`] for a device that can't be used here.
     pub fn open(kind: DeviceKind, threads: usize) -> Result<Self, DeviceError> {
         match kind {
-            DeviceKind::Auto => match Self::cuda(0) {
+            DeviceKind::Auto => match first_gpu() {
                 Ok(gpu) => Ok(gpu),
-                Err(error) => {
-                    tracing::info!(%error, "running on the CPU");
+                Err(reason) => {
+                    tracing::info!(reason, "running on the CPU");
                     Self::cpu(threads)
                 }
             },
@@ -112,6 +113,15 @@ impl Device {
     #[must_use]
     pub fn is_cuda(&self) -> bool {
         matches!(self, Self::Cuda(_))
+    }
+}
+
+/// The first GPU, if everything is there that a model needs on it; else what is missing.
+fn first_gpu() -> Result<Device, String> {
+    let probe = probe();
+    match probe.problems.iter().find(|problem| problem.is_fatal) {
+        Some(problem) => Err(problem.what.clone()),
+        None => Device::cuda(0).map_err(|error| error.to_string()),
     }
 }
 

@@ -215,12 +215,13 @@ fn write_patches(
     layout: &PatchLayout,
     patch_size: u32,
     lender: &dyn PixelLender,
-) -> Result<Arc<dyn foveal_types::PixelBlock>, Failure> {
+) -> Result<Arc<dyn foveal_types::Pixels>, Failure> {
     let frame_bytes = layout.frame_bytes();
     let len_bytes = frame_bytes * plan.grid.t as usize;
     let mut block = lender.lend(len_bytes).map_err(Failure::Exhausted)?;
-    if block.bytes().len() != len_bytes {
-        let message = format!("{} bytes of pixel memory were lent; {len_bytes} were asked for", block.bytes().len());
+    let lent = block.bytes_mut().len();
+    if lent != len_bytes {
+        let message = format!("{lent} bytes of pixel memory were lent; {len_bytes} were asked for");
         return Err(Failure::Exhausted(Exhausted::new(message)));
     }
     let target = (plan.grid.h * patch_size, plan.grid.w * patch_size);
@@ -237,5 +238,5 @@ fn write_patches(
         bytes if plan.grid.t == 1 => write((0, bytes)),
         bytes => bytes.par_chunks_exact_mut(frame_bytes.max(1)).enumerate().for_each(write),
     }
-    Ok(Arc::from(block))
+    Ok(block.finish())
 }

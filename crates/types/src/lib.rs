@@ -23,6 +23,6 @@ mod sampling;
 pub use delta::{Delta, FinishReason, TokenLogprobs, TokenOutput, Usage};
 pub use error::{DeviceFailure, Error, Exhausted, RequestError};
 pub use id::{BlockId, LayerIdx, SeqId, SlotId, TokenId};
-pub use pixels::{HeapPixels, PixelBlock, PixelLender};
+pub use pixels::{HeapPixels, PixelBlock, PixelLender, Pixels};
 pub use request::{ContentHash, PreparedImage, PreparedRequest};
 pub use sampling::SamplingParams;

@@ -1,13 +1,22 @@
 //! Memory that the engine lends for pixels, so that they are written once, where the device copies them from.
 
+use std::sync::Arc;
+
 use crate::Exhausted;
 
-/// A block of lent memory. Dropping it gives it back.
-pub trait PixelBlock: Send + Sync {
-    /// The bytes, for the device to read.
-    fn bytes(&self) -> &[u8];
+/// A block of lent memory that one owner writes. Dropping it gives it back.
+pub trait PixelBlock: Send {
     /// The bytes, for the processor to write.
     fn bytes_mut(&mut self) -> &mut [u8];
+
+    /// The bytes as they are from now on, for the device to read. They go back when nobody holds them any more.
+    fn finish(self: Box<Self>) -> Arc<dyn Pixels>;
+}
+
+/// Pixels that have been written.
+pub trait Pixels: Send + Sync {
+    /// The bytes, for the device to read.
+    fn bytes(&self) -> &[u8];
 }
 
 /// Lends memory for pixels. The processor asks for exactly the bytes of one picture and writes every one of them.
@@ -30,11 +39,17 @@ impl PixelLender for HeapPixels {
 }
 
 impl PixelBlock for Vec<u8> {
-    fn bytes(&self) -> &[u8] {
+    fn bytes_mut(&mut self) -> &mut [u8] {
         self
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    fn finish(self: Box<Self>) -> Arc<dyn Pixels> {
+        Arc::new(*self)
+    }
+}
+
+impl Pixels for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
         self
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::{PixelBlock, RequestError, SamplingParams, TokenId};
+use crate::{Pixels, RequestError, SamplingParams, TokenId};
 
 /// A full 256-bit hash of a picture's decoded pixels and of the processor's settings: two equal hashes mean equal
 /// embeddings, whatever file or address the picture came from.
@@ -23,7 +23,7 @@ pub struct PreparedImage {
     pub grid_thw: [u32; 3],
     /// uint8 pixels in patch order. A still picture holds one temporal copy: `[h * w, channels, patch, patch]`. A
     /// video holds all: `[t * h * w, channels, temporal_patch, patch, patch]`. Not normalised.
-    pub pixels: Arc<dyn PixelBlock>,
+    pub pixels: Arc<dyn Pixels>,
     /// How many temporal slices of a patch `pixels` holds: 1 for a still picture, else `temporal_patch_size`.
     pub temporal_slices: u32,
     /// What the picture is known by in caches.
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     fn image(grid_thw: [u32; 3], temporal_slices: u32, placeholder_start: usize) -> PreparedImage {
-        let (pixels, hash) = (Arc::new(Vec::new()), ContentHash([0; 32]));
+        let (pixels, hash) = (Arc::new(Vec::<u8>::new()), ContentHash([0; 32]));
         PreparedImage { grid_thw, pixels, temporal_slices, hash, placeholder_start }
     }
 

@@ -9,6 +9,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use cudarc::driver::{DriverError, result};
 
 use super::modules::Modules;
+use crate::probe::arch_of;
 use crate::{DeviceError, libraries};
 
 /// An NVIDIA GPU. Cheap to clone; its context lives as long as anything made from it.
@@ -126,9 +127,7 @@ impl CudaDevice {
     /// What kernels are compiled for: `sm_90a` has Hopper's own instructions, which `sm_90` doesn't.
     #[must_use]
     pub fn arch(&self) -> String {
-        let (major, minor) = self.0.compute_capability;
-        let own = if major >= 9 { "a" } else { "" };
-        format!("sm_{major}{minor}{own}")
+        arch_of(self.0.compute_capability)
     }
 
     /// Free and total bytes of its memory.
