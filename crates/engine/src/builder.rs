@@ -1,13 +1,16 @@
 //! Puts an engine together.
 
+use std::sync::Arc;
+
 use foveal_checkpoint::{ModelConfig, WeightSource, prefix};
 use foveal_device::{DType, Device};
 use foveal_llm::{BatchLimits, Decoder, DecoderSettings, GenerationDefaults, Sampler};
-use foveal_types::TokenId;
+use foveal_types::{PixelLender, TokenId};
 use foveal_vision::{Normalisation, VisionTower};
 
 use crate::handle::EngineOptions;
 use crate::model_executor::{ModelExecutor, PictureRows};
+use crate::pinned_pixels::PinnedPixels;
 use crate::{Engine, EngineError, Limits};
 
 /// Describes an engine; [`EngineBuilder::build`] loads the model and starts it.
@@ -26,6 +29,7 @@ pub struct EngineBuilder {
     max_num_batched_tokens: usize,
     max_patches: usize,
     max_waiting: usize,
+    pinned_bytes: usize,
     prefix_caching: bool,
 }
 
@@ -37,6 +41,8 @@ impl EngineBuilder {
     pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
     /// What `max_patches` is unless it is set: 2048 x 2048 pixels of 16 x 16 patches.
     pub const DEFAULT_MAX_PATCHES: usize = 16_384;
+    /// What `pinned_bytes` is unless it is set: copies in flight, and the pixels of some three hundred pictures of 512x512.
+    pub const DEFAULT_PINNED_BYTES: usize = 256 << 20;
     /// What `max_waiting` is unless it is set.
     pub const DEFAULT_MAX_WAITING: usize = 256;
 
@@ -53,6 +59,7 @@ impl EngineBuilder {
             max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
             max_patches: Self::DEFAULT_MAX_PATCHES,
             max_waiting: Self::DEFAULT_MAX_WAITING,
+            pinned_bytes: Self::DEFAULT_PINNED_BYTES,
             prefix_caching: true,
         }
     }
@@ -137,6 +144,14 @@ impl EngineBuilder {
         self
     }
 
+    /// The most page-locked memory for copies to a GPU and for pixels that wait; on the CPU, for pixels alone, of ordinary
+    /// memory.
+    #[must_use]
+    pub fn pinned_bytes(mut self, bytes: usize) -> Self {
+        self.pinned_bytes = bytes;
+        self
+    }
+
     /// Whether a request that begins as the last one did takes over its keys and values (on unless it is switched off).
     #[must_use]
     pub fn prefix_caching(mut self, is_on: bool) -> Self {
@@ -156,6 +171,7 @@ impl EngineBuilder {
         let normalisation = self.normalisation.ok_or(missing("the pictures' normalisation", "normalisation"))?;
         config.ensure_supported()?;
         let device = self.device.clone().map_or_else(|| Device::cpu(0), Ok)?;
+        let pinned = foveal_pinned::install(&device, self.pinned_bytes);
         let limit = config.text.max_position_embeddings.min(Self::DEFAULT_MAX_MODEL_LEN);
         let max_model_len = self.max_model_len.unwrap_or(limit);
         let decoder = Decoder::load(config, weights, &device, max_model_len)?;
@@ -166,7 +182,8 @@ impl EngineBuilder {
         let limits = self.limits(config, decoder.settings(), max_model_len, kv_cache_dtype)?;
         let batch = BatchLimits { max_tokens: limits.max_num_batched_tokens, max_seqs: 1, max_logit_rows: 1 };
         let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
-        let workspace = decoder.new_workspace(batch)?;
+        let mut workspace = decoder.new_workspace(batch)?;
+        decoder.tune(device.stream(), &mut workspace)?;
         let pictures = PictureRows::new(&device, tower, limits.max_patches)?;
         tracing::info!(
             weights_bytes = weights.total_bytes(),
@@ -183,9 +200,11 @@ impl EngineBuilder {
             stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),
             ..GenerationDefaults::default()
         });
-        let executor = ModelExecutor::new(device, pictures, workspace, cache, sampler, decoder);
+        let mut executor = ModelExecutor::new(device, pictures, workspace, cache, sampler, decoder);
+        executor.warm_up()?;
         let (max_waiting, prefix_caching) = (self.max_waiting, self.prefix_caching);
-        Engine::start(executor, EngineOptions { limits, defaults, max_waiting, prefix_caching })
+        let pixels: Arc<dyn PixelLender> = Arc::new(PinnedPixels(pinned));
+        Engine::start(executor, EngineOptions { limits, defaults, max_waiting, prefix_caching, pixels })
     }
 
     /// Refuses options that make no sense for any model.

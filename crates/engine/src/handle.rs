@@ -1,11 +1,12 @@
 //! What programs hold of an engine.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, unbounded};
 use foveal_llm::GenerationDefaults;
-use foveal_types::{Error, Exhausted, PreparedRequest};
+use foveal_types::{Error, Exhausted, PixelLender, PreparedRequest};
 
 use crate::delta_stream::{DeltaStream, Stopped};
 use crate::queue_gate::QueueGate;
@@ -17,17 +18,17 @@ use crate::{EngineBuilder, EngineError};
 ///
 /// The engine's one thread owns the device. When the last handle is dropped, or [`Engine::shutdown`] is called, it ends
 /// after the step in progress; streams that are still open then end with [`Error::Exhausted`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
 struct Inner {
     limits: Limits,
     commands: Sender<Command>,
     gate: Arc<QueueGate>,
     stopped: Stopped,
+    pixels: Arc<dyn PixelLender>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -37,6 +38,7 @@ pub(crate) struct EngineOptions {
     pub(crate) defaults: GenerationDefaults,
     pub(crate) max_waiting: usize,
     pub(crate) prefix_caching: bool,
+    pub(crate) pixels: Arc<dyn PixelLender>,
 }
 
 impl Engine {
@@ -47,7 +49,7 @@ impl Engine {
     }
 
     pub(crate) fn start<E: StepExecutor + 'static>(executor: E, options: EngineOptions) -> Result<Self, EngineError> {
-        let EngineOptions { limits, defaults, max_waiting, prefix_caching } = options;
+        let EngineOptions { limits, defaults, max_waiting, prefix_caching, pixels } = options;
         let (commands, receiver) = unbounded();
         let gate = Arc::new(QueueGate::new(max_waiting));
         let stopped = Stopped::new(OnceLock::new());
@@ -57,7 +59,7 @@ impl Engine {
         let thread = std::thread::Builder::new().name("foveal-engine".to_owned());
         let thread =
             thread.spawn(move || worker.run(&reason)).map_err(|e| EngineError::Thread { reason: e.to_string() })?;
-        let inner = Inner { limits, commands, gate, stopped, thread: Mutex::new(Some(thread)) };
+        let inner = Inner { limits, commands, gate, stopped, pixels, thread: Mutex::new(Some(thread)) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -90,6 +92,12 @@ impl Engine {
         &self.inner.limits
     }
 
+    /// Memory for pictures' pixels, where the device copies them from: for [`foveal_types::PreparedRequest::images`].
+    #[must_use]
+    pub fn pixels(&self) -> &dyn PixelLender {
+        &*self.inner.pixels
+    }
+
     /// Requests that wait for their turn.
     #[must_use]
     pub fn num_waiting(&self) -> usize {
@@ -105,6 +113,13 @@ impl Engine {
     /// Ends the engine after the step in progress and waits until its thread is gone. Open streams end with an error.
     pub fn shutdown(&self) {
         self.inner.join();
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { limits, stopped, .. } = &*self.inner;
+        f.debug_struct("Engine").field("limits", limits).field("stopped", stopped).finish_non_exhaustive()
     }
 }
 

@@ -17,6 +17,7 @@ mod delta_stream;
 mod error;
 mod handle;
 mod model_executor;
+mod pinned_pixels;
 mod queue_gate;
 mod scheduler;
 mod worker;

@@ -2,6 +2,7 @@
 
 mod packed_step;
 mod picture_rows;
+mod warm_up;
 
 use std::collections::HashMap;
 

@@ -9,6 +9,7 @@ use crate::attention::Step;
 use crate::batch::BatchBounds;
 use crate::kv_cache::PagedLayer;
 use crate::layer::{DecoderLayer, Joins, ResidualNorm};
+use crate::projection::Projection;
 use crate::rope::RopeTables;
 use crate::weights::DecoderWeights;
 use crate::{Batch, BatchLimits, DecoderSettings, KvCache, LlmError, Workspace};
@@ -54,6 +55,14 @@ impl Decoder {
             device: device.clone(),
             max_model_len,
         })
+    }
+
+    pub(crate) fn layers(&self) -> &[DecoderLayer] {
+        &self.weights.layers
+    }
+
+    pub(crate) fn lm_head(&self) -> &Projection {
+        &self.weights.lm_head
     }
 
     /// What it looks like.

@@ -29,6 +29,7 @@ mod rope;
 mod sampler;
 mod settings;
 mod stop;
+mod tuning;
 mod weights;
 mod workspace;
 

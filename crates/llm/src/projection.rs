@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use foveal_device::{Stream, Tensor, View, ViewMut};
-use foveal_kernels::linear::{Linear, linear};
+use foveal_kernels::linear::{Linear, linear, tune};
 
 use crate::LlmError;
 
@@ -39,6 +39,24 @@ impl Projection {
                 linear(stream, Linear { x, weight: &weight, bias, out })?;
             }
         }
+        Ok(())
+    }
+
+    /// Finds the quickest way to compute [`Projection::forward`] for operands like these; `others` are the same projection
+    /// of other layers, taken in turn so that no weight comes from a cache.
+    pub(crate) fn tune(
+        &self,
+        stream: &Stream,
+        x: View<'_>,
+        out: ViewMut<'_>,
+        others: &[&Projection],
+    ) -> Result<(), LlmError> {
+        let own: Vec<View<'_>> = self.weights.iter().map(|weight| weight.view()).collect();
+        let others: Vec<Vec<View<'_>>> =
+            others.iter().map(|other| other.weights.iter().map(|weight| weight.view()).collect()).collect();
+        let others: Vec<&[View<'_>]> = others.iter().map(Vec::as_slice).collect();
+        let bias = self.bias.as_ref().map(|bias| bias.view());
+        tune(stream, Linear { x, weight: &own, bias, out }, &others)?;
         Ok(())
     }
 }

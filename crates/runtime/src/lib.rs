@@ -29,4 +29,4 @@ pub use options::{LoadFormat, ModelOptions};
 pub use parts::processor_settings;
 pub use picture::Picture;
 pub use reference::{Reference, ReferenceCase};
-pub use verify::{CaseReport, MAX_NOISE_RATIO, verify};
+pub use verify::{CaseReport, LogitError, MAX_CASE_NOISE_RATIO, MAX_NOISE_RATIO, VerifyReport, verify};

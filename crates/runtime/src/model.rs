@@ -4,7 +4,7 @@ use foveal_checkpoint::ModelFolder;
 use foveal_engine::Engine;
 use foveal_llm::GenerationDefaults;
 use foveal_processor::{ChatRequest, Processor, ProcessorError};
-use foveal_types::{HeapPixels, PreparedRequest, SamplingParams};
+use foveal_types::{PreparedRequest, SamplingParams};
 
 use crate::parts::{Parts, most_patches};
 use crate::{Answer, ModelOptions, RuntimeError};
@@ -71,7 +71,7 @@ impl Model {
     /// # Errors
     /// What is wrong with the messages, by class.
     pub fn prepare(&self, chat: &ChatRequest, sampling: SamplingParams) -> Result<PreparedRequest, ProcessorError> {
-        self.processor.prepare(chat, sampling, &HeapPixels)
+        self.processor.prepare(chat, sampling, self.engine.pixels())
     }
 
     /// Starts the answer to a prepared request.

@@ -2,7 +2,7 @@
 
 use foveal_checkpoint::{ModelFolder, prefix};
 use foveal_device::{Device, Readback, Tensor};
-use foveal_engine::EngineError;
+use foveal_engine::{EngineBuilder, EngineError};
 use foveal_llm::{Batch, BatchLimits, Decoder, ImageRows, KvCache, KvLayout, LlmError, Workspace};
 use foveal_processor::{ChatRequest, ContentPart, Message, Processor, Role};
 use foveal_types::{HeapPixels, PreparedRequest, SamplingParams};
@@ -12,8 +12,41 @@ use serde::Serialize;
 use crate::parts::Parts;
 use crate::{LoadFormat, ModelOptions, Picture, Reference, ReferenceCase, RuntimeError};
 
-/// How many times the reference's own bfloat16 error ours may be.
+/// How many times the reference's own bfloat16 error ours may be, over all prompts together.
 pub const MAX_NOISE_RATIO: f64 = 1.5;
+/// The same for each prompt alone: the error of a single row of logits varies far more than that of many.
+pub const MAX_CASE_NOISE_RATIO: f64 = 4.0;
+
+/// Two sets of logits: ours, and the reference's own in bfloat16, both against its float32.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct LogitError {
+    /// `‖ours - reference‖ / ‖reference‖`
+    pub error: f64,
+    /// The reference's own in bfloat16.
+    pub bf16_error: f64,
+    /// `‖reference‖²`, by which prompts are weighed.
+    #[serde(skip)]
+    size: f64,
+}
+
+impl LogitError {
+    /// Of all prompts together.
+    fn pooled(each: impl Iterator<Item = Self> + Clone) -> Self {
+        let size: f64 = each.clone().map(|e| e.size).sum();
+        let root = |sum: f64| (sum / size.max(f64::MIN_POSITIVE)).sqrt();
+        Self {
+            error: root(each.clone().map(|e| e.error.powi(2) * e.size).sum()),
+            bf16_error: root(each.map(|e| e.bf16_error.powi(2) * e.size).sum()),
+            size,
+        }
+    }
+
+    /// Our error as a multiple of the reference's.
+    #[must_use]
+    pub fn noise_ratio(&self) -> f64 {
+        self.error / self.bf16_error.max(f64::MIN_POSITIVE)
+    }
+}
 
 /// How one prompt compares.
 #[derive(Clone, Debug, Serialize)]
@@ -24,14 +57,10 @@ pub struct CaseReport {
     pub prompt_tokens: usize,
     /// Whether the prompt was tokenised and its placeholders expanded as the reference did.
     pub same_prompt: bool,
-    /// Relative L2 error of the logits behind the prompt.
-    pub error: f64,
-    /// The reference's own, in bfloat16.
-    pub bf16_error: f64,
-    /// Relative L2 error over all forced steps.
-    pub forced_error: f64,
-    /// The reference's own, in bfloat16.
-    pub bf16_forced_error: f64,
+    /// The logits behind the prompt.
+    pub logits: LogitError,
+    /// Those of all forced steps.
+    pub forced: LogitError,
     /// Steps whose likeliest token is the reference's.
     pub same_best: usize,
     /// Steps whose likeliest token differs though the reference prefers its own by more than its bfloat16 noise.
@@ -41,14 +70,37 @@ pub struct CaseReport {
 }
 
 impl CaseReport {
-    /// Whether the prompt is the same and the errors are no more than noise.
+    /// Whether the prompt is the same and nothing is off by more than a single prompt's noise.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        let within = |error: f64, noise: f64| error <= MAX_NOISE_RATIO * noise;
-        self.same_prompt
-            && within(self.error, self.bf16_error)
-            && within(self.forced_error, self.bf16_forced_error)
-            && self.wrong_best == 0
+        let within = |error: &LogitError| error.noise_ratio() <= MAX_CASE_NOISE_RATIO;
+        self.same_prompt && within(&self.logits) && within(&self.forced) && self.wrong_best == 0
+    }
+}
+
+/// How all prompts compare.
+#[derive(Clone, Debug, Serialize)]
+pub struct VerifyReport {
+    /// Each prompt.
+    pub cases: Vec<CaseReport>,
+    /// The logits behind all prompts.
+    pub logits: LogitError,
+    /// Those of all forced steps.
+    pub forced: LogitError,
+}
+
+impl VerifyReport {
+    fn new(cases: Vec<CaseReport>) -> Self {
+        let logits = LogitError::pooled(cases.iter().map(|case| case.logits));
+        let forced = LogitError::pooled(cases.iter().map(|case| case.forced));
+        Self { cases, logits, forced }
+    }
+
+    /// Whether every prompt is good and the errors over all of them are no more than the reference's own noise.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        let within = |error: &LogitError| error.noise_ratio() <= MAX_NOISE_RATIO;
+        within(&self.logits) && within(&self.forced) && self.cases.iter().all(CaseReport::is_good)
     }
 }
 
@@ -63,7 +115,7 @@ pub fn verify(
     reference: &Reference,
     on_progress: impl Fn(u64, u64) + Send + Sync + 'static,
     mut on_case: impl FnMut(&CaseReport),
-) -> Result<Vec<CaseReport>, RuntimeError> {
+) -> Result<VerifyReport, RuntimeError> {
     let load_format = match (options.load_format, reference.dummy_seed) {
         (LoadFormat::Auto, None) => LoadFormat::Auto,
         // Whose dummy weights the reference is about, it says itself.
@@ -81,7 +133,7 @@ pub fn verify(
         on_case(&report);
         reports.push(report);
     }
-    Ok(reports)
+    Ok(VerifyReport::new(reports))
 }
 
 /// A model's parts, driven by hand: the engine gives tokens, not logits.
@@ -115,6 +167,8 @@ impl Verifier {
     ) -> Result<Self, RuntimeError> {
         let Parts { device, config, max_model_len, processor, normalisation, weights, .. } =
             Parts::open(folder, options, on_progress)?;
+        // Before the weights: they are to go through it.
+        let _pool = foveal_pinned::install(&device, EngineBuilder::DEFAULT_PINNED_BYTES);
         let decoder = Decoder::load(&config, &weights, &device, max_model_len).map_err(EngineError::from)?;
         let tower = VisionTower::load(&config.vision, normalisation, &weights, &device).map_err(EngineError::from)?;
         weights.finish(&[prefix::ALL])?;
@@ -267,10 +321,10 @@ impl From<VerifyError> for EngineError {
     }
 }
 
-/// `‖got - expected‖ / ‖expected‖`
-fn relative_error<'a>(pairs: impl Iterator<Item = (&'a [f32], &'a [f32])>) -> f64 {
+/// The error of rows of logits against the reference's.
+fn logit_error<'a>(rows: impl Iterator<Item = (&'a [f32], &'a [f32])>, bf16_error: f64) -> LogitError {
     let (mut difference, mut size) = (0.0_f64, 0.0_f64);
-    for (got, expected) in pairs {
+    for (got, expected) in rows {
         for (got, expected) in got.iter().zip(expected) {
             let (got, expected) = (f64::from(*got), f64::from(*expected));
             difference += (got - expected).powi(2);
@@ -281,8 +335,7 @@ fn relative_error<'a>(pairs: impl Iterator<Item = (&'a [f32], &'a [f32])>) -> f6
             difference = f64::INFINITY;
         }
     }
-    // Written so that a NaN is no zero.
-    (difference / size.max(f64::MIN_POSITIVE)).sqrt()
+    LogitError { error: (difference / size.max(f64::MIN_POSITIVE)).sqrt(), bf16_error, size }
 }
 
 /// Where the largest value stands.
@@ -314,10 +367,8 @@ fn compare(case: &ReferenceCase, same_prompt: bool, logits: &[Vec<f32>]) -> Case
         name: case.name.clone(),
         prompt_tokens: case.prompt_ids.len(),
         same_prompt,
-        error: relative_error(pairs().take(1)),
-        bf16_error: case.bf16_error,
-        forced_error: relative_error(pairs().skip(1)),
-        bf16_forced_error: case.bf16_forced_error,
+        logits: logit_error(pairs().take(1), case.bf16_error),
+        forced: logit_error(pairs().skip(1), case.bf16_forced_error),
         same_best,
         wrong_best,
         steps: logits.len(),

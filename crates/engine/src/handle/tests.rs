@@ -63,6 +63,7 @@ impl Rig {
             defaults: GenerationDefaults::default(),
             max_waiting,
             prefix_caching: true,
+            pixels: Arc::new(foveal_types::HeapPixels),
         };
         let engine = Engine::start(executor, options).unwrap();
         Self { engine, orders: Some(orders), steps, forgotten }

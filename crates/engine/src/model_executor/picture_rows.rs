@@ -42,6 +42,22 @@ impl PictureRows {
         })
     }
 
+    /// Side of the square of patches that becomes one token.
+    pub(crate) fn merge_size(&self) -> u32 {
+        u32::try_from(self.tower.spatial_merge_size()).unwrap_or(u32::MAX)
+    }
+
+    /// The most patches of one batch.
+    pub(crate) fn max_patches(&self) -> usize {
+        self.workspace.max_patches()
+    }
+
+    /// Bytes of one still patch.
+    pub(crate) fn patch_bytes(&self) -> usize {
+        let config = self.tower.config();
+        config.patch_len() / config.temporal_patch_size.max(1)
+    }
+
     /// Bytes of the tower's workspace.
     pub(crate) fn workspace_bytes(&self) -> u64 {
         self.workspace_bytes

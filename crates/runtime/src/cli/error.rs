@@ -30,8 +30,8 @@ pub(crate) enum CliError {
     Stdout(std::io::ErrorKind),
     #[error("no device can be used")]
     NoDevice,
-    #[error("{bad} of {all} prompts are not within the reference's noise")]
-    NotVerified { bad: usize, all: usize },
+    #[error("the answers are not within the reference's own bfloat16 noise")]
+    NotVerified,
     #[error("stdin can't be read: {0}")]
     Stdin(String),
 }
@@ -53,7 +53,7 @@ impl CliError {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::StdoutClosed => 0,
-            Self::Stdout(_) | Self::NoDevice | Self::NotVerified { .. } => 1,
+            Self::Stdout(_) | Self::NoDevice | Self::NotVerified => 1,
             Self::Runtime(error) if error.is_internal() => 1,
             Self::Usage(_) | Self::Log { .. } | Self::Runtime(_) | Self::Stdin(_) => 2,
         }

@@ -129,6 +129,14 @@ pub(crate) fn write_line(value: &impl Serialize) -> Result<(), CliError> {
     Ok(stdout.flush()?)
 }
 
+/// A line of text.
+pub(crate) fn write_text(line: &str) -> Result<(), CliError> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(line.as_bytes())?;
+    stdout.write_all(b"\n")?;
+    Ok(stdout.flush()?)
+}
+
 fn timings(before: Before, ttft: Duration, total: Duration, usage: &Usage) -> Timings {
     let rate = |tokens: usize, time: Duration| {
         if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }

@@ -12,7 +12,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Bytes of weights.
     pub(crate) fn of_bytes(what: &'static str) -> Self {
-        Self::new(what, "{msg} [{bar:30}] {bytes} of {total_bytes}")
+        Self::new(what, "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
     }
 
     /// Tokens of a prompt.

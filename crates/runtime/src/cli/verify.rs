@@ -1,21 +1,21 @@
 //! `foveal verify`.
 
-use foveal_runtime::{CaseReport, Reference, verify as compare};
+use foveal_runtime::{CaseReport, LogitError, Reference, VerifyReport, verify as compare};
 use serde::Serialize;
 
 use super::config::{Output, VerifyConfig};
 use super::error::CliError;
 use super::open;
-use super::printer::write_line;
+use super::printer::{write_line, write_text};
 use super::progress::Progress;
-use super::stderr::say;
 
 /// The one JSON object.
 #[derive(Serialize)]
-struct Report<'a> {
+struct Printed<'a> {
     reference: &'a str,
     good: bool,
-    cases: &'a [CaseReport],
+    #[serde(flatten)]
+    report: &'a VerifyReport,
 }
 
 pub(crate) fn verify(config: &VerifyConfig) -> Result<(), CliError> {
@@ -23,36 +23,40 @@ pub(crate) fn verify(config: &VerifyConfig) -> Result<(), CliError> {
     let folder = open(&config.model)?;
     let progress = Progress::of_bytes("Loading");
     let is_text = config.output == Output::Text;
-    if is_text {
-        say(format_args!("against {}", reference.source));
-    }
-    let reports = compare(&folder, &config.options, &reference, progress.reporter(), |case| {
+    let tell = |line: String| if is_text { write_text(&line) } else { Ok(()) };
+    // Nothing is printed before there is something to say.
+    let mut told = None;
+    let report = compare(&folder, &config.options, &reference, progress.reporter(), |case| {
         progress.clear();
-        if is_text {
-            say(line(case));
-        }
+        let heading = told.take().unwrap_or_else(|| tell(format!("against {}", reference.source)));
+        told = Some(heading.and_then(|()| tell(line(case))));
     })?;
-    let bad = reports.iter().filter(|case| !case.is_good()).count();
-    if config.output == Output::Json {
-        write_line(&Report { reference: &reference.source, good: bad == 0, cases: &reports })?;
+    told.unwrap_or(Ok(()))?;
+    let good = report.is_good();
+    tell(format!("{} all: {}", verdict(good), errors(&report.logits, &report.forced)))?;
+    if !is_text {
+        write_line(&Printed { reference: &reference.source, good, report: &report })?;
     }
-    match bad {
-        0 => Ok(()),
-        bad => Err(CliError::NotVerified { bad, all: reports.len() }),
-    }
+    if good { Ok(()) } else { Err(CliError::NotVerified) }
+}
+
+fn verdict(good: bool) -> &'static str {
+    if good { "ok  " } else { "BAD " }
+}
+
+fn errors(logits: &LogitError, forced: &LogitError) -> String {
+    let one =
+        |e: &LogitError| format!("{:.2e} off, {:.2} times bfloat16's {:.2e}", e.error, e.noise_ratio(), e.bf16_error);
+    format!("logits {}; forced steps {}", one(logits), one(forced))
 }
 
 fn line(case: &CaseReport) -> String {
-    let CaseReport { name, prompt_tokens, error, bf16_error, forced_error, bf16_forced_error, .. } = case;
-    let CaseReport { same_best, wrong_best, steps, .. } = case;
-    let prompt = if case.same_prompt { "tokens equal" } else { "TOKENS DIFFER" };
-    let ratio = |error: &f64, noise: &f64| error / noise;
+    let CaseReport { name, prompt_tokens, logits, forced, same_best, wrong_best, steps, same_prompt } = case;
+    let prompt = if *same_prompt { "as the reference's" } else { "NOT THE REFERENCE'S" };
+    let errors = errors(logits, forced);
+    let verdict = verdict(case.is_good());
     format!(
-        "{:<4} {name}: {prompt_tokens} {prompt}; logits {error:.2e} off ({:.2} of bfloat16's {bf16_error:.2e}), forced steps \
-         {forced_error:.2e} ({:.2} of {bf16_forced_error:.2e}); same best token at {same_best} of {steps} steps, \
-         {wrong_best} wrong",
-        if case.is_good() { "ok" } else { "BAD" },
-        ratio(error, bf16_error),
-        ratio(forced_error, bf16_forced_error),
+        "{verdict} {name}: {prompt_tokens} tokens, {prompt}; {errors}; likeliest token equal at {same_best} of {steps} steps, \
+         {wrong_best} wrong"
     )
 }

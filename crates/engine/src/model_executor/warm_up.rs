@@ -1,0 +1,74 @@
+//! A first request that nobody asked for: it has kernels compiled and loaded before somebody waits for them.
+
+use foveal_llm::{Batch, GenerationDefaults, LlmError, SamplerState, StopCriteria};
+use foveal_types::{ContentHash, PreparedImage, SamplingParams};
+
+use super::ModelExecutor;
+use crate::EngineError;
+
+/// Rows of the prompt: more than the kernel for few rows takes.
+const PROMPT_ROWS: usize = 20;
+/// Merge cells along each side of the picture: more than one window.
+const CELLS: u32 = 10;
+
+impl ModelExecutor {
+    /// Runs a picture, a prompt, a decode row and both ways to choose a token. What they leave in the cache is overwritten
+    /// before it is read. Nothing to do on the CPU.
+    pub(crate) fn warm_up(&mut self) -> Result<(), EngineError> {
+        if !self.device.is_cuda() {
+            return Ok(());
+        }
+        self.warm_up_pictures()?;
+        for rows in [PROMPT_ROWS.min(self.workspace.limits().max_tokens), 1] {
+            self.warm_up_rows(rows)?;
+        }
+        self.device.stream().synchronize()?;
+        Ok(())
+    }
+
+    fn warm_up_pictures(&mut self) -> Result<(), EngineError> {
+        let (cell_patches, max_patches) = (self.pictures.merge_size().pow(2), self.pictures.max_patches());
+        let cells = (1..=CELLS).rev().find(|cells| (cells * cells * cell_patches) as usize <= max_patches);
+        let Some(side) = cells.map(|cells| cells * self.pictures.merge_size()) else { return Ok(()) };
+        let bytes = (side * side) as usize * self.pictures.patch_bytes();
+        let image = PreparedImage {
+            grid_thw: [1, side, side],
+            pixels: std::sync::Arc::new(vec![127_u8; bytes]),
+            temporal_slices: 1,
+            hash: ContentHash([0; 32]),
+            placeholder_start: 0,
+        };
+        self.pictures.encode(self.device.stream(), &[image])?;
+        Ok(())
+    }
+
+    fn warm_up_rows(&mut self, rows: usize) -> Result<(), EngineError> {
+        let int = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
+        let page = self.cache.layout().page;
+        let ids = vec![0; rows];
+        let positions: Vec<i32> = (0..3).flat_map(|_| 0..int(rows)).collect();
+        let slots: Vec<i64> = (0..rows as i64).collect();
+        let block_tables: Vec<i32> = (0..int(rows.div_ceil(page))).collect();
+        let batch = Batch {
+            input_ids: &ids,
+            positions: &positions,
+            slot_mapping: &slots,
+            cu_seqlens: &[0, int(rows)],
+            context_lens: &[int(rows)],
+            block_tables: &block_tables,
+            max_blocks: block_tables.len(),
+            logit_rows: &[int(rows) - 1],
+            image: None,
+        };
+        let stream = self.device.stream();
+        let drawn =
+            SamplingParams { temperature: 1.0, top_k: 8, top_p: 0.9, seed: Some(0), ..SamplingParams::default() };
+        for params in [SamplingParams::default(), drawn] {
+            let logits = self.decoder.forward(stream, &batch, &mut self.cache, &mut self.workspace)?;
+            let stop = StopCriteria::new(&params, &GenerationDefaults::default(), 0, 1);
+            let mut state = SamplerState::new(&params, &[], &stop).map_err(LlmError::GenerationConfig)?;
+            self.sampler.sample(stream, logits, &mut [&mut state])?;
+        }
+        Ok(())
+    }
+}

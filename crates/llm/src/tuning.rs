@@ -1,0 +1,57 @@
+//! Finding the quickest matrix products before the first step.
+
+use foveal_device::{Stream, Tensor, UniformFill};
+
+use crate::layer::DecoderLayer;
+use crate::projection::Projection;
+use crate::{Decoder, LlmError, Workspace};
+
+/// The fewest rows that are tuned for: below, a kernel of our own needs no choice.
+const FEWEST_ROWS: usize = 16;
+/// Layers whose weights take turns, so that none comes from the GPU's cache: four of a large model's are several times as
+/// large as that.
+const LAYERS_IN_TURN: usize = 4;
+/// Where the random activations start; any would do. Zeros would run faster than anything real.
+const SEED: u64 = 0x5EED;
+
+impl Decoder {
+    /// Has the device find its quickest matrix products for steps of up to as many rows as `workspace` takes, by trying.
+    /// The choices are kept on disk: a second start finds them there. Nothing to find on the CPU.
+    ///
+    /// # Errors
+    /// [`LlmError::Op`] or [`LlmError::Device`].
+    pub fn tune(&self, stream: &Stream, workspace: &mut Workspace) -> Result<(), LlmError> {
+        let Some(cuda) = stream.cuda() else { return Ok(()) };
+        for tensor in [&mut workspace.hidden.normed, &mut workspace.attn, &mut workspace.inner] {
+            let len = tensor.shape().num_elements();
+            let fill = UniformFill { state: SEED, offset: 0.0, scale: 1.0, rows: 1, row_len: len, placed_len: len };
+            cuda.fill_uniform(fill, tensor.view_mut()?)?;
+        }
+        let most = workspace.limits().max_tokens;
+        let mut rows = FEWEST_ROWS;
+        while rows <= most {
+            self.tune_rows(stream, rows, workspace)?;
+            rows *= 2;
+        }
+        Ok(())
+    }
+
+    fn tune_rows(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
+        let layers: Vec<&DecoderLayer> = self.layers().iter().take(LAYERS_IN_TURN).collect();
+        let tune = |projection: fn(&DecoderLayer) -> &Projection, x: &Tensor, out: &mut Tensor| match &layers[..] {
+            [] => Ok(()),
+            [first, others @ ..] => {
+                let others: Vec<&Projection> = others.iter().map(|layer| projection(layer)).collect();
+                projection(first).tune(stream, x.rows(0..n)?, out.rows_mut(0..n)?, &others)
+            }
+        };
+        tune(|layer| &layer.attention.qkv_proj, &ws.hidden.normed, &mut ws.qkv)?;
+        tune(|layer| &layer.attention.o_proj, &ws.attn, &mut ws.hidden.delta)?;
+        tune(|layer| &layer.mlp.gate_up_proj, &ws.hidden.normed, &mut ws.gate_up)?;
+        tune(|layer| &layer.mlp.down_proj, &ws.inner, &mut ws.hidden.delta)?;
+        if n <= ws.limits().max_logit_rows {
+            self.lm_head().tune(stream, ws.hidden.normed.rows(0..n)?, ws.logits.rows_mut(0..n)?, &[])?;
+        }
+        Ok(())
+    }
+}
