@@ -210,7 +210,7 @@ fn bad_outputs_and_workspaces_are_refused() {
     assert_eq!(error.to_string(), "`deepstack[1]` is [5, 256], expected [6, 256]");
     tensors[2] = Tensor::zeros(&model.device, DType::BF16, &[6, 256]).unwrap();
     let error = model.tower.encode(stream, &inputs, &mut workspace, output(&mut tensors)).unwrap_err();
-    assert_eq!(error.to_string(), "`deepstack[1]` holds bf16, expected f32");
+    assert_eq!(error.to_string(), "`deepstack[1]` holds bf16, expected f32, as the tower's device computes");
     for max_patches in [0, 3, usize::MAX] {
         let error = model.tower.new_workspace(max_patches).unwrap_err();
         assert!(matches!(error, VisionError::WorkspaceSize { min: 4, .. }), "{error}");
