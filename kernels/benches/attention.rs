@@ -78,6 +78,7 @@ fn decoder(criterion: &mut Criterion) {
                 context_lens: View::from_slice(&context_lens, &[1]).unwrap(),
                 block_tables: View::from_slice(&table, &[1, num_blocks]).unwrap(),
                 scale,
+                work: None,
                 out: ViewMut::from_slice(out, &[rows, heads * d]).unwrap(),
             };
             paged_attention(device.stream(), args).unwrap();

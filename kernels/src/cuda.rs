@@ -23,6 +23,7 @@ pub fn kernel_variants() -> Vec<KernelSpec> {
         crate::position_embed::variants,
         crate::qk_norm_rope::variants,
         crate::rows::variants,
+        crate::sampling::variants,
         crate::varlen_attention::variants,
         crate::vision_rope::variants,
     ];

@@ -18,6 +18,13 @@
 
 #define ROWS_PER_BLOCK (THREADS == 32 ? 4 : 1)
 
+// Where a warp holds a row, the compiler would rather spill than have fewer small blocks at once (sm_100, ITEMS 4).
+#if THREADS == 32
+#define BOUNDS __launch_bounds__(THREADS * ROWS_PER_BLOCK, 1)
+#else
+#define BOUNDS __launch_bounds__(THREADS * ROWS_PER_BLOCK)
+#endif
+
 // The sum over the threads of a row.
 __device__ __forceinline__ float row_sum(float x) {
 #if THREADS == 32
@@ -143,7 +150,7 @@ struct Held {
 };
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS * ROWS_PER_BLOCK)
+extern "C" __global__ void __launch_bounds__(THREADS * ROWS_PER_BLOCK, 1)
     add_norm(X_T* __restrict__ residual, const ADD_T* __restrict__ add, const EXTRA_T* __restrict__ extra_rows,
              const i32_t* __restrict__ extra_index, const W_T* __restrict__ weight, const BIAS_T* __restrict__ bias,
              OUT_T* __restrict__ out, float eps, float inverse_d, int m, int d, int num_extra) {

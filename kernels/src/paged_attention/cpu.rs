@@ -3,35 +3,26 @@
 use foveal_device::{DType, Stream, View};
 use half::bf16;
 
-use super::PagedAttention;
-use crate::attention::{Attention, KEY_BLOCK, Place, Sequence, check_cu_seqlens, rows_between};
-use crate::check::Op;
+use super::{OP, PagedAttention, Sizes};
+use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
 use crate::real::with_real;
 use crate::reals::FLOATS;
 use crate::shared_rows::SharedOut;
 use crate::simd::{Isa, SimdElement};
 use crate::{KvLayout, OpError};
 
-const OP: Op = Op("paged_attention");
-
-pub(super) fn paged_attention(stream: &Stream, args: PagedAttention<'_>) -> Result<(), OpError> {
-    run(Isa::best(), stream, args)
-}
-
 /// With a given instruction set, so that tests reach each.
-pub(super) fn run(isa: Isa, stream: &Stream, args: PagedAttention<'_>) -> Result<(), OpError> {
-    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, scale, mut out } = args;
-    let [n, num_heads, head_dim] = OP.rank("q", q.shape())?;
-    let num_blocks = check_cache(layout, &k_cache, &v_cache)?;
-    let expected = format!("[n, a multiple of {}, {}]", layout.num_kv_heads, layout.head_dim);
-    if head_dim != layout.head_dim || num_heads.checked_rem(layout.num_kv_heads) != Some(0) {
-        return Err(OP.bad_shape("q", q.shape(), expected));
-    }
-    // Without rows, the other sizes cost no memory: they may be anything.
-    let row_len = num_heads.saturating_mul(head_dim);
-    OP.shape("out", out.shape(), &[n, row_len])?;
-    let out = SharedOut::new(OP, &mut out, row_len)?;
-    let sequences = sequences(&cu_seqlens, &context_lens, &block_tables, n, layout.page, num_blocks)?;
+pub(super) fn paged_attention(
+    isa: Isa,
+    stream: &Stream,
+    args: PagedAttention<'_>,
+    sizes: Sizes,
+) -> Result<(), OpError> {
+    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, scale, mut out, .. } =
+        args;
+    let Sizes { num_heads, head_dim, .. } = sizes;
+    let out = SharedOut::new(OP, &mut out, num_heads.saturating_mul(head_dim))?;
+    let sequences = sequences(&cu_seqlens, &context_lens, &block_tables, layout.page, sizes)?;
     let common = Common { isa, stream, num_heads, layout, scale, sequences: &sequences, out: &out };
     match q.dtype() {
         DType::F32 => common.run::<f32>(OP.slice(&q)?, &k_cache, &v_cache),
@@ -40,34 +31,15 @@ pub(super) fn run(isa: Isa, stream: &Stream, args: PagedAttention<'_>) -> Result
     }
 }
 
-/// The blocks of a cache that has the layout.
-fn check_cache(layout: KvLayout, k_cache: &View<'_>, v_cache: &View<'_>) -> Result<usize, OpError> {
-    if layout.page == 0 || !layout.page.is_multiple_of(KEY_BLOCK) {
-        let value = i64::try_from(layout.page).unwrap_or(i64::MAX);
-        let expected = format!("a multiple of {KEY_BLOCK}");
-        return Err(OpError::Value { op: OP.0, arg: "layout.page", index: 0, value, expected });
-    }
-    let [num_blocks, ..] = OP.rank::<4>("k_cache", k_cache.shape())?;
-    let shape = layout.cache_shape(num_blocks);
-    for (arg, cache) in [("k_cache", k_cache), ("v_cache", v_cache)] {
-        OP.shape(arg, cache.shape(), &shape)?;
-        OP.dtype(arg, cache.dtype(), layout.dtype, "the layout's type")?;
-    }
-    Ok(num_blocks)
-}
-
 /// The sequences, when every key that their rows see lies in the cache.
 fn sequences<'a>(
     cu_seqlens: &View<'_>,
     context_lens: &View<'_>,
     block_tables: &View<'a>,
-    n: usize,
     page: usize,
-    num_blocks: usize,
+    sizes: Sizes,
 ) -> Result<Vec<Sequence<'a>>, OpError> {
-    let [num_seqs, max_blocks] = OP.rank("block_tables", block_tables.shape())?;
-    OP.shape("cu_seqlens", cu_seqlens.shape(), &[num_seqs + 1])?;
-    OP.shape("context_lens", context_lens.shape(), &[num_seqs])?;
+    let Sizes { n, num_blocks, num_seqs, max_blocks, .. } = sizes;
     let cu_seqlens: &[i32] = OP.slice(cu_seqlens)?;
     let context_lens: &[i32] = OP.slice(context_lens)?;
     let block_tables: &'a [i32] = OP.slice(block_tables)?;
