@@ -150,7 +150,7 @@ struct Held {
 };
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS * ROWS_PER_BLOCK, 1)
+extern "C" __global__ void BOUNDS
     add_norm(X_T* __restrict__ residual, const ADD_T* __restrict__ add, const EXTRA_T* __restrict__ extra_rows,
              const i32_t* __restrict__ extra_index, const W_T* __restrict__ weight, const BIAS_T* __restrict__ bias,
              OUT_T* __restrict__ out, float eps, float inverse_d, int m, int d, int num_extra) {
