@@ -145,9 +145,9 @@ mod tests {
             let tiles = Tiles::choose(head_dim, capability);
             (tiles.block_n, tiles.decode_stages, tiles.ctas_per_sm, tiles.shared_bytes() >> 10)
         };
-        assert_eq!(cut(128, (9, 0)), (64, 3, 2, 96));
+        assert_eq!(cut(128, (9, 0)), (32, 3, 2, 96));
         assert_eq!(cut(128, (8, 0)), (32, 2, 2, 64));
-        assert_eq!(cut(128, (8, 9)), (64, 3, 1, 96));
+        assert_eq!(cut(128, (8, 9)), (32, 3, 1, 96));
         assert_eq!(cut(64, (9, 0)), (64, 3, 2, 96));
         assert_eq!(cut(64, (8, 0)), (64, 2, 2, 64));
         assert_eq!(cut(64, (8, 6)), (64, 3, 1, 96));
