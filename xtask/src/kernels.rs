@@ -6,7 +6,7 @@
 use xshell::{Shell, cmd};
 
 /// One of each generation: A100; L4 and RTX 40; H100 and H200; B200.
-const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "sm_100a"];
+pub(crate) const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "sm_100a"];
 
 /// What to compile.
 #[derive(clap::Args)]

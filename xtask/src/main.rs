@@ -3,6 +3,7 @@
 
 mod bench;
 mod ci;
+mod dist;
 mod kernels;
 mod package;
 mod tidy;
@@ -29,6 +30,9 @@ enum Command {
     Package,
     /// Compiles every CUDA kernel for every architecture, with no GPU, and prints registers, shared memory and spills.
     Kernels(kernels::KernelsArgs),
+    /// Builds a folder and an archive for a machine that has a GPU and neither Rust nor NVRTC: the program, its compiled
+    /// kernels, and the test and benchmark programs that need a GPU.
+    Dist(dist::DistArgs),
     /// Micro-benchmarks, then a model of Qwen3-VL-2B's shape on this machine's CPU beside HF transformers.
     Bench(bench::BenchArgs),
 }
@@ -52,6 +56,7 @@ fn run() -> anyhow::Result<()> {
         Command::Tidy => tidy::run(&root),
         Command::Package => package::run(&shell),
         Command::Kernels(args) => kernels::run(&shell, &args),
+        Command::Dist(args) => dist::run(&shell, &root, &args),
         Command::Bench(args) => bench::run(&shell, &root, &args),
     }
 }

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-/// The workspace's `tests/fixtures`: our own tiny model, reference answers and pictures.
+/// The workspace's `tests/fixtures`: our own tiny model, reference answers and pictures. `FOVEAL_FIXTURES` names another
+/// place, for test programs that were built elsewhere.
 #[must_use]
 pub fn fixtures_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
+    let built_from = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    env::var_os("FOVEAL_FIXTURES").map_or_else(built_from, PathBuf::from)
 }
 
 /// The folder of third-party test data that `FOVEAL_TEST_ASSETS` names; it is not part of the repository. Without it a
