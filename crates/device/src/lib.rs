@@ -16,6 +16,7 @@
 //! assert_eq!(first_row.as_slice::<f32>()?[0], 1.0);
 //! # Ok::<(), foveal_device::DeviceError>(())
 //! ```
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod buffer;
