@@ -70,6 +70,8 @@ pub(crate) fn run(shell: &Shell, root: &Path, args: &DistArgs) -> anyhow::Result
     let version = &version.context("no package foveal-runtime")?.version;
     let name = format!("foveal-{version}-{}-{}-gpu", std::env::consts::ARCH, std::env::consts::OS);
     let out = args.out.clone().unwrap_or_else(|| metadata.target_directory.as_std_path().join("dist"));
+    // `tar` runs at the root, whatever folder this was started in.
+    let out = std::path::absolute(out)?;
     let folder = out.join(&name);
 
     let program = build(shell, &["--package", "foveal-runtime", "--bin", "foveal"])?;
