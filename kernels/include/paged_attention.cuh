@@ -1,5 +1,5 @@
-// What paged_attention's kernels do around the arithmetic: take items of the list, bring keys and values into shared memory,
-// and merge the partial results of tiles whose keys are split.
+// What paged_attention's kernels do around the arithmetic: take items of the list, bring keys and values into shared
+// memory, and merge the partial results of tiles whose keys are split.
 #pragma once
 #include "paged_work.cuh"
 
@@ -60,7 +60,9 @@ struct Seen {
 struct Turn {
     Taken now, next;
     bool is_counted;
-    Seen seen[NUM_WARPS];  // prefill's
+    // Prefill's: of its warps, and the cache blocks of the even and the odd blocks of keys.
+    Seen seen[NUM_WARPS];
+    int blocks[2][BLOCK_N / 32];
 };
 
 // Whether an item keeps within the operands; what work_list.cu writes always does.
@@ -126,15 +128,23 @@ __device__ __forceinline__ u32_t offset_of(int row, int chunk) {
     return (row * STRIDE + (IS_SWIZZLED ? chunk ^ (row & 7) : chunk)) * 16;
 }
 
-// Where this lane points ldmatrix at in a tile: 16 rows by 16 elements. `by_rows` gives the four 8x8 tiles in the order rows,
-// then elements (Q; V transposed), otherwise elements, then rows (K).
+// threadIdx.x, but not known to stay the same, so that what follows from it is computed anew for each block of keys and
+// doesn't fill registers in between.
+__device__ __forceinline__ u32_t fleeting_thread() {
+    u32_t thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    return thread;
+}
+
+// Where this lane points ldmatrix at in a tile: 16 rows by 16 elements. `by_rows` gives the four 8x8 tiles in the order
+// rows, then elements (Q; V transposed), otherwise elements, then rows (K).
 __device__ __forceinline__ u32_t lane_base(u32_t tile, bool by_rows) {
-    const int lane = threadIdx.x & 31, low = lane >> 3 & 1, high = lane >> 4;
+    const int lane = fleeting_thread() & 31, low = lane >> 3 & 1, high = lane >> 4;
     return tile + offset_of((by_rows ? low : high) * 8 + (lane & 7), by_rows ? high : low);
 }
 
-// The same from `row` (a multiple of 8) and 16 * step elements on. Tiles begin at multiples of a row's bytes, so a chunk's
-// number stands in bits of its own of the address.
+// The same from `row` (a multiple of 8) and 16 * step elements on. Tiles begin at multiples of a row's bytes, so a
+// chunk's number stands in bits of its own of the address.
 __device__ __forceinline__ u32_t fragment_at(u32_t base, int row, int step) {
     return (IS_SWIZZLED ? base ^ (step * 32) : base + step * 32) + TILE_BYTES(row);
 }
@@ -147,28 +157,55 @@ __device__ __forceinline__ int block_of(const Operands& o, const Item& item, int
     return block < o.num_blocks ? block : -1;
 }
 
-// KEYS rows of one block by THREADS threads; zeros for what isn't there, since a weight of 0 times NaN is NaN.
+// 4 bytes to shared memory, as `cp_async16`.
+__device__ __forceinline__ void cp_async4(u32_t to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+
+// The cache blocks of BLOCK_N keys from `key` on, into shared memory and without waiting; anything for those that the
+// item doesn't have.
+__device__ __forceinline__ void fetch_blocks(const Operands& o, const Item& item, int key,
+                                             int (&blocks)[BLOCK_N / 32]) {
+    if (threadIdx.x >= BLOCK_N / 32) return;
+    const int own = key + threadIdx.x * 32, page = own / PAGE;
+    if (own >= item.end || page >= o.max_blocks) return;
+    cp_async4(shared_address(&blocks[threadIdx.x]), o.block_tables + (i64_t)item.sequence * o.max_blocks + page);
+}
+
+// KEYS rows of one block by THREADS threads; zeros for what isn't there, since a weight of 0 times NaN is NaN. What
+// lies at a chunk that isn't copied doesn't matter: nothing is read there.
 template <int KEYS, int THREADS>
-__device__ __forceinline__ void load_keys(const Operands& o, const Item& item, int head, int block, int key, int thread,
-                                          u32_t keys, u32_t values) {
-    // What lies at a chunk that isn't copied doesn't matter: nothing is read there.
+__device__ __forceinline__ void load_keys(const Operands& o, const Item& item, int head, int block, int key,
+                                          u32_t thread, u32_t keys, u32_t values) {
     const i64_t start = (((i64_t)max(block, 0) * o.num_kv_heads + head) * PAGE + key % PAGE) * HEAD_DIM;
     const int num_keys = block < 0 ? 0 : item.end - key;
-#pragma unroll
-    for (int i = 0; i < KEYS * CHUNKS; i += THREADS) {
-        const bool is_even = THREADS % CHUNKS == 0;
-        const int row = is_even ? thread / CHUNKS + i / CHUNKS : (i + thread) / CHUNKS;
-        const int chunk = is_even ? thread % CHUNKS : (i + thread) % CHUNKS;
-        if (KEYS * CHUNKS % THREADS != 0 && row >= KEYS) break;
+    const auto load = [&](const bf16_t* k, const bf16_t* v, int row, int chunk) {
         const bool is_valid = row < num_keys && chunk * 8 < HEAD_DIM;
-        const i64_t from = start + row * HEAD_DIM + chunk * 8;
         const u32_t to = offset_of(row, chunk);
-        cp_async16(keys + to, o.k_cache + from, is_valid);
-        cp_async16(values + to, o.v_cache + from, is_valid);
+        cp_async16(keys + to, k, is_valid);
+        cp_async16(values + to, v, is_valid);
+    };
+    if constexpr (THREADS % CHUNKS == 0) {
+        // A thread keeps its chunk, and its rows lie a constant apart.
+        constexpr int ROWS = THREADS / CHUNKS;
+        const u32_t row = thread / CHUNKS, chunk = thread % CHUNKS;
+        if (ROWS > KEYS && row >= KEYS) return;
+        const i64_t from = start + (row * HEAD_DIM + chunk * 8);
+        const bf16_t *k = o.k_cache + from, *v = o.v_cache + from;
+#pragma unroll
+        for (int i = 0; i < KEYS; i += ROWS) load(k + i * HEAD_DIM, v + i * HEAD_DIM, row + i, chunk);
+    } else {
+#pragma unroll
+        for (int i = 0; i < KEYS * CHUNKS; i += THREADS) {
+            const u32_t row = (i + thread) / CHUNKS, chunk = (i + thread) % CHUNKS;
+            if (KEYS * CHUNKS % THREADS != 0 && row >= KEYS) break;
+            const i64_t from = start + (row * HEAD_DIM + chunk * 8);
+            load(o.k_cache + from, o.v_cache + from, row, chunk);
+        }
     }
 }
 
-// ---- partial results: per slot 16 rows of HEAD_DIM sums, and behind those of all slots 16 pairs of maximum and total ----
+// ---- partial results: 16 rows of HEAD_DIM sums a slot, and behind those of all slots 16 pairs of maximum and total ----
 
 __device__ __forceinline__ int slot_of(const Item& item, int head, int split) {
     return item.slot + (head * item.num_splits + split) * ((item.count + 15) / 16);

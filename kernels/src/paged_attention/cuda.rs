@@ -134,8 +134,8 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     let layout = args.layout;
     let (tiles, num_ctas) = grid(stream, layout);
     let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
-    // The kernel's scale is a positive factor of powers of 2; a sign goes to the queries, and 0 to a scale so small that all
-    // weights are alike.
+    // The kernel's scale is a positive factor of powers of 2; a sign goes to the queries, and 0 to a scale so small
+    // that all weights are alike.
     let scale = (args.scale.abs() * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
     let flip = if args.scale.is_sign_negative() { SIGNS } else { 0 };
     let mut params = Args::new();

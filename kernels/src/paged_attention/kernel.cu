@@ -1,15 +1,16 @@
-// paged_attention: causal attention of a flat batch over the paged cache. Row i of a sequence with l rows and a context of
-// c keys sees keys j < seen = c - l + i + 1: out[i, h] = sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g], g = h / group.
+// paged_attention: causal attention of a flat batch over the paged cache. Row i of a sequence with l rows and a context
+// of c keys sees the keys j < c - l + i + 1; with g = h / group,
+//   out[i, h] = sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
 // q, out [num_rows, num_heads, HEAD_DIM] bf16, caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] bf16.
 //
-// Mapping: a fixed grid of CTAS_PER_SM blocks per SM takes the items of the list that work_list.cu wrote, so the grid does
-// not depend on the batch. An item is a tile of packed rows (row * group + head in group, so that the heads of a group share
-// their keys) of one sequence, a range of its keys, and, times num_kv_heads, a key-value head. The list has two queues,
-// each with its longest items first: tiles of TILE_ROWS rows, bound by arithmetic, and tiles of 16, bound by memory.
-// The first half of the grid begins with the first queue and the other half with the second, so that an SM has work
-// of both kinds where a step has. A block's first item follows from its index; later ones from a counter.
-//   prefill: 4 warps of 32 packed rows (two m16 tiles, so that a fragment of K or V serves two products: with 16 rows the
-//     shared memory would be the bound). Keys come in blocks of BLOCK_N, double-buffered.
+// Mapping: a fixed grid of CTAS_PER_SM blocks per SM takes the items of the list that work_list.cu wrote, so the grid
+// does not depend on the batch. An item is a tile of packed rows (row * group + head in group, so that the heads of a
+// group share their keys) of one sequence, a range of its keys, and, times num_kv_heads, a key-value head. The list has
+// two queues, each with its longest items first: tiles of TILE_ROWS rows, bound by arithmetic, and tiles of 16, bound
+// by memory. The first half of the grid begins with the first queue and the other half with the second, so that an SM
+// has work of both kinds where a step has. A block's first item follows from its index; later ones from a counter.
+//   prefill: 4 warps of 32 packed rows (two m16 tiles, so that a fragment of K or V serves two products: with 16 rows
+//     the shared memory would be the bound). Keys come in blocks of BLOCK_N, double-buffered.
 //   decode: 16 packed rows; the warps take turns at tiles of DECODE_KEYS keys, each through a ring of its own with no
 //     block-wide barrier, and are merged at the end.
 // A tile whose keys are split over items leaves float32 sums, maxima and totals; the last to arrive merges them in the
@@ -25,16 +26,12 @@
 
 // A maximum is raised when it is exceeded by 2^LAZY: weights and sums stay far within float32 and bf16.
 #define LAZY 8.0f
-// Two bf16.
-#define ONES 0x3f803f80u
 
 // ---- one step of the online softmax, for a warp's 16 rows and N * 8 keys ----
 
 struct Rows {
     float max[2];    // of scale * score, at most 2^LAZY too small
-    // Of the weights as they are rounded for the product with V: a product with ones, whose columns are all alike, so that
-    // elements 0 and 2 are those of the lane's two rows.
-    float total[4];
+    float total[2];  // this lane's share
 };
 
 // Scores of keys that a row doesn't see don't count; `row` and `key` are those of the first score.
@@ -78,8 +75,8 @@ __device__ __forceinline__ void softmax(float (&s)[N][4], float scale, Rows& row
 #pragma unroll
             for (int i = 0; i < 4; ++i) sums[n][i] *= rescale[i >> 1];
         }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) rows.total[i] *= rescale[i >> 1];
+        rows.total[0] *= rescale[0];
+        rows.total[1] *= rescale[1];
     }
     // A row that has seen no key yet keeps weights of 0.
     const float base[2] = {rows.max[0] == -INFINITY_F ? 0.0f : -rows.max[0],
@@ -92,14 +89,19 @@ __device__ __forceinline__ void softmax(float (&s)[N][4], float scale, Rows& row
         p[n / 2][n % 2 * 2 + 1] = pack_bf16x2(s[n][2], s[n][3]);
     }
 #pragma unroll
-    for (int step = 0; step < N / 2; ++step) mma_bf16(rows.total, p[step], ONES, ONES);
+    for (int n = 0; n < N; ++n) {
+        rows.total[0] += s[n][0];
+        rows.total[0] += s[n][1];
+        rows.total[1] += s[n][2];
+        rows.total[1] += s[n][3];
+    }
 }
 
 // ---- prefill: TILE_ROWS packed rows ----
 
 // One block of keys for a warp's 32 rows.
-__device__ __forceinline__ void prefill_block(const Operands& o, const Item& item, u32_t q_base, u32_t keys, u32_t values,
-                                              int key, bool is_masked, Rows (&rows)[2],
+__device__ __forceinline__ void prefill_block(const Operands& o, const Item& item, u32_t q_base, u32_t keys,
+                                              u32_t values, int key, bool is_masked, Rows (&rows)[2],
                                               float (&sums)[2][K_STEPS * 2][4]) {
     const u32_t k_base = lane_base(keys, false), v_base = lane_base(values, true);
     float s[2][BLOCK_N / 8][4] = {};
@@ -150,7 +152,7 @@ __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, 
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float total = rows[m].total[half * 2];
+            const float total = quad_sum(rows[m].total[half]);
             const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
             const int row = first + m * 16 + half * 8 + lane / 4;
 #pragma unroll
@@ -178,7 +180,7 @@ __device__ __forceinline__ void store_partial(const Operands& o, const Item& ite
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float total = rows[m].total[half * 2];
+            const float total = quad_sum(rows[m].total[half]);
             const int row = (threadIdx.x & ~31) + m * 16 + half * 8 + lane / 4;
             if (row >= item.count) continue;
             if ((lane & 3) == 0) *total_of(o, slot, row) = make_float2(rows[m].max[half], total);
@@ -191,21 +193,15 @@ __device__ __forceinline__ void store_partial(const Operands& o, const Item& ite
     }
 }
 
-__device__ __forceinline__ void load_block(const Operands& o, const Item& item, int head, const int (&blocks)[BLOCK_N / 32],
-                                           int key, u32_t stage) {
-    // Not known to stay the same, or what follows from it would fill registers from one block to the next.
-    int thread = threadIdx.x;
-    asm volatile("" : "+r"(thread));
+__device__ __forceinline__ void load_block(const Operands& o, const Item& item, int head,
+                                           const int (&blocks)[BLOCK_N / 32], int key, u32_t stage) {
+    const u32_t thread = fleeting_thread();
 #pragma unroll
     for (int i = 0; i < BLOCK_N / 32; ++i) {
-        load_keys<32, NUM_THREADS>(o, item, head, blocks[i], key + i * 32, thread, stage + TILE_BYTES(i * 32),
+        const int block = blocks[i] < o.num_blocks && key + i * 32 < item.end ? blocks[i] : -1;
+        load_keys<32, NUM_THREADS>(o, item, head, block, key + i * 32, thread, stage + TILE_BYTES(i * 32),
                                    stage + TILE_BYTES(BLOCK_N + i * 32));
     }
-}
-
-__device__ __forceinline__ void find_blocks(const Operands& o, const Item& item, int key, int (&blocks)[BLOCK_N / 32]) {
-#pragma unroll
-    for (int i = 0; i < BLOCK_N / 32; ++i) blocks[i] = block_of(o, item, key + i * 32);
 }
 
 __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* shared) {
@@ -227,11 +223,11 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
             *reinterpret_cast<int4*>(shared + offset_of(row, chunk)) = x;
         }
     }
-    int blocks[BLOCK_N / 32];
-    find_blocks(o, item, item.begin, blocks);
-    load_block(o, item, head, blocks, item.begin, stages);
+    if (threadIdx.x < BLOCK_N / 32) turn.blocks[0][threadIdx.x] = block_of(o, item, item.begin + threadIdx.x * 32);
+    fetch_blocks(o, item, item.begin + BLOCK_N, turn.blocks[1]);
+    __syncthreads();
+    load_block(o, item, head, turn.blocks[0], item.begin, stages);
     cp_async_commit();
-    find_blocks(o, item, item.begin + BLOCK_N, blocks);
 
     if ((threadIdx.x & 31) == 0) {
         turn.seen[first / 32] = {limit_of(o, item, first), first < item.count ? limit_of(o, item, first + 31) : 0};
@@ -241,7 +237,7 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         rows[i >> 1].max[i & 1] = -INFINITY_F;
-        rows[0].total[i] = rows[1].total[i] = 0.0f;
+        rows[i >> 1].total[i & 1] = 0.0f;
     }
     u32_t q_base = lane_base(queries + TILE_BYTES(first), true);
     for (int key = item.begin; key < item.end; key += BLOCK_N) {
@@ -251,11 +247,12 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
         // The block is in, and every warp is through with the one before.
         __syncthreads();
         if (key + BLOCK_N < item.end) {
-            load_block(o, item, head, blocks, key + BLOCK_N, stages + (is_odd ? 0 : TILE_BYTES(2 * BLOCK_N)));
-            find_blocks(o, item, key + 2 * BLOCK_N, blocks);
+            const u32_t other = stages + (is_odd ? 0 : TILE_BYTES(2 * BLOCK_N));
+            load_block(o, item, head, turn.blocks[!is_odd], key + BLOCK_N, other);
+            fetch_blocks(o, item, key + 2 * BLOCK_N, turn.blocks[is_odd]);
         }
         cp_async_commit();
-        // As in `load_block`.
+        // As `fleeting_thread`: or each step's address would have a register of its own.
         asm volatile("" : "+r"(q_base));
         const Seen seen = turn.seen[first / 32];
         if (key < seen.most) {
@@ -278,8 +275,8 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
 // ---- decode: 16 packed rows ----
 
 // One tile of keys for a warp.
-__device__ __forceinline__ void decode_tile(const Operands& o, const Item& item, const u32_t (&q)[K_STEPS][4], u32_t keys,
-                                            u32_t values, int key, bool is_masked, Rows& rows,
+__device__ __forceinline__ void decode_tile(const Operands& o, const Item& item, const u32_t (&q)[K_STEPS][4],
+                                            u32_t keys, u32_t values, int key, bool is_masked, Rows& rows,
                                             float (&sums)[K_STEPS * 2][4]) {
     const u32_t k_base = lane_base(keys, false), v_base = lane_base(values, true);
     float s[DECODE_KEYS / 8][4] = {};
@@ -309,14 +306,14 @@ __device__ __forceinline__ void decode_tile(const Operands& o, const Item& item,
 }
 
 // Merges the warps' sums and stores the rows, or the split's.
-__device__ __forceinline__ void store_decode(const Operands& o, const Item& item, int head, float* shared, const Rows& rows,
-                                             const float (&sums)[K_STEPS * 2][4]) {
+__device__ __forceinline__ void store_decode(const Operands& o, const Item& item, int head, float* shared,
+                                             const Rows& rows, const float (&sums)[K_STEPS * 2][4]) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     float2* totals = reinterpret_cast<float2*>(shared + NUM_WARPS * 16 * SUM_STRIDE);  // [NUM_WARPS, 16]
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int row = warp * 16 + half * 8 + lane / 4;
-        const float total = rows.total[half * 2];
+        const float total = quad_sum(rows.total[half]);
         if ((lane & 3) == 0) totals[row] = make_float2(rows.max[half], total);
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; ++n) {
@@ -392,7 +389,7 @@ __device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shar
     const int fewest = limit_of(o, item, 0);
     __syncwarp();
 
-    Rows rows = {{-INFINITY_F, -INFINITY_F}, {0.0f, 0.0f, 0.0f, 0.0f}};
+    Rows rows = {{-INFINITY_F, -INFINITY_F}, {0.0f, 0.0f}};
     float sums[K_STEPS * 2][4] = {};
     int stage = 0;
     for (int key = first_key; key < item.end; key += STEP) {
@@ -422,8 +419,8 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
     paged_attention_bf16(const bf16_t* __restrict__ q, const bf16_t* __restrict__ k_cache,
                          const bf16_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                          const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                         bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks, int num_seqs,
-                         int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip) {
+                         bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
+                         int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip) {
     extern __shared__ __align__(256) u8_t shared[];
     // In shared memory rather than in registers, which the tiles' sums fill.
     __shared__ Turn turn;

@@ -22,15 +22,15 @@
 //! Float32 throughout, rounded once into `out`. On the CPU the softmax is online, over blocks of 32 tokens counted from
 //! the sequence's first, with `2^x` by a polynomial right to 2 units in the last place; scores and values are summed in
 //! the order of elements and tokens. A row's bits depend on its query and the keys and values that it sees, not on the
-//! chunks in which a prompt is prefilled, the rest of the batch, the page size, the blocks' places or the threads; a key
-//! that it doesn't see may even be NaN.
+//! chunks in which a prompt is prefilled, the rest of the batch, the page size, the blocks' places or the threads; a
+//! key that it doesn't see may even be NaN.
 //!
-//! On CUDA scores, maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their way into the product
-//! with the values (their total is not): an output is off by 2^-8 of the weighted sum of its values' magnitudes at most, before it is
-//! rounded. Keys are summed in an order that depends on the list, hence on the batch and the card, but not on timing: the
-//! same step gives the same bits. Keys beyond a sequence's context may be NaN; a key inside of it that only later rows see
-//! may not. Lengths and blocks are read on the device: what they name outside of the operands is neither read nor
-//! written, and rows of no sequence keep what `out` held.
+//! On CUDA scores, maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their way into the
+//! product with the values (their total is not): an output is off by 2^-8 of the weighted sum of its values' magnitudes
+//! at most, before it is rounded. Keys are summed in an order that depends on the list, hence on the batch and the
+//! card, but not on timing: the same step gives the same bits. Keys beyond a sequence's context may be NaN; a key
+//! inside of it that only later rows see may not. Lengths and blocks are read on the device: what they name outside of
+//! the operands is neither read nor written, and rows of no sequence keep what `out` held.
 //!
 //! # Source
 //! `Qwen3VLTextAttention.forward` and `eager_attention_forward` (`models/qwen3_vl/modeling_qwen3_vl.py`, transformers
@@ -183,8 +183,8 @@ fn check_lengths(op: Op, cu_seqlens: &View<'_>, context_lens: &View<'_>, num_seq
 ///
 /// # Errors
 /// [`OpError::Shape`] and [`OpError::DType`] when shapes or element types don't fit or, on CUDA, have no kernel;
-/// [`OpError::Mismatch`] when `work` is missing or an operand is not aligned there; [`OpError::Value`] when the page or, on the CPU, a
-/// length or a block is out of range.
+/// [`OpError::Mismatch`] when `work` is missing or an operand is not aligned there; [`OpError::Value`] when the page
+/// or, on the CPU, a length or a block is out of range.
 pub fn paged_attention(stream: &Stream, args: PagedAttention<'_>) -> Result<(), OpError> {
     let sizes = args.check()?;
     match stream.cuda() {
@@ -193,12 +193,12 @@ pub fn paged_attention(stream: &Stream, args: PagedAttention<'_>) -> Result<(), 
     }
 }
 
-/// Writes the list of a step's work for [`paged_attention`] on CUDA, from lengths in device memory: once, before the first
-/// layer. On the CPU there is nothing to write.
+/// Writes the list of a step's work for [`paged_attention`] on CUDA, from lengths in device memory: once, before the
+/// first layer. On the CPU there is nothing to write.
 ///
 /// # Errors
-/// [`OpError::Shape`] and [`OpError::DType`] when shapes or element types don't fit, [`OpError::Mismatch`] when the heads
-/// don't.
+/// [`OpError::Shape`] and [`OpError::DType`] when shapes or element types don't fit, [`OpError::Mismatch`] when the
+/// heads don't.
 pub fn plan(stream: &Stream, args: Plan<'_>) -> Result<(), OpError> {
     let num_seqs = args.check()?;
     match stream.cuda() {

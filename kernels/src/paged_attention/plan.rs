@@ -16,8 +16,8 @@ pub(super) const ITEM_INTS: usize = 12;
 /// Counters of the queues, before those of the slots.
 pub(super) const QUEUE_COUNTERS: usize = 3;
 
-/// Sizes of what a step lends to [`plan`](super::plan) and [`paged_attention`](super::paged_attention) on CUDA, one memory
-/// for all layers.
+/// Sizes of what a step lends to [`plan`](super::plan) and [`paged_attention`](super::paged_attention) on CUDA, one
+/// memory for all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WorkSize {
     /// i32 elements of the list.
@@ -28,7 +28,8 @@ pub struct WorkSize {
     pub partials_len: usize,
 }
 
-/// What any batch of up to `max_tokens` rows and `max_seqs` sequences (those without rows not counted) needs at most, on a card of `num_sms` multiprocessors.
+/// What any batch of up to `max_tokens` rows and `max_seqs` sequences (those without rows not counted) needs at most,
+/// on a card of `num_sms` multiprocessors.
 ///
 /// Split tiles are what takes room, and they are few whatever the contexts are: no piece but a tile's last is shorter
 /// than a block's even share of its queue's keys (half of it for decode), so all of them together are at most two per
@@ -70,11 +71,11 @@ pub(super) struct Tiles {
 }
 
 impl Tiles {
-    /// The best that the card's shared memory holds: two blocks per multiprocessor, so that one's softmax runs beside the
-    /// other's products; then wide blocks of keys and deep rings. One block of anything fits every card.
+    /// The best that the card's shared memory holds: two blocks per multiprocessor, so that one's softmax runs beside
+    /// the other's products; then wide blocks of keys and deep rings. One block of anything fits every card.
     pub(super) fn choose(head_dim: usize, compute_capability: (u32, u32)) -> Self {
-        // Wide heads leave no registers for wide blocks.
-        let most_keys = if head_dim > 96 { 32 } else { 64 };
+        // Widths below 128 leave no registers for wide blocks; 128 itself, whose addresses are simpler, does.
+        let most_keys = if head_dim > 80 && head_dim < 128 { 32 } else { 64 };
         let tiles = |(block_n, decode_stages, ctas_per_sm): (usize, _, _)| Self {
             head_dim,
             block_n: block_n.min(most_keys),
@@ -92,7 +93,8 @@ impl Tiles {
         self.ctas_per_sm * (self.shared_bytes() + (2 << 10)) <= shared_per_sm
     }
 
-    /// Dynamic shared memory of a block: the larger of the two bodies', the merge of the warps' sums and that of splits.
+    /// Dynamic shared memory of a block: the larger of the two bodies', the merge of the warps' sums and that of
+    /// splits.
     pub(super) const fn shared_bytes(self) -> usize {
         let chunks = if self.head_dim > 96 { 16 } else { self.head_dim.div_ceil(16) * 2 };
         // Rows are swizzled, or padded to an odd number of chunks.
@@ -145,9 +147,10 @@ mod tests {
             let tiles = Tiles::choose(head_dim, capability);
             (tiles.block_n, tiles.decode_stages, tiles.ctas_per_sm, tiles.shared_bytes() >> 10)
         };
-        assert_eq!(cut(128, (9, 0)), (32, 3, 2, 96));
+        assert_eq!(cut(128, (9, 0)), (64, 3, 2, 96));
+        assert_eq!(cut(128, (10, 0)), (64, 3, 2, 96));
         assert_eq!(cut(128, (8, 0)), (32, 2, 2, 64));
-        assert_eq!(cut(128, (8, 9)), (32, 3, 1, 96));
+        assert_eq!(cut(128, (8, 9)), (64, 3, 1, 96));
         assert_eq!(cut(64, (9, 0)), (64, 3, 2, 96));
         assert_eq!(cut(64, (8, 0)), (64, 2, 2, 64));
         assert_eq!(cut(64, (8, 6)), (64, 3, 1, 96));

@@ -80,7 +80,9 @@ fn seventy_sequences_agree_with_float64(device: &Device) {
     let decode: Step = lens.iter().enumerate().map(|(i, &len)| (i, len - 1..len)).collect();
     problem.check_step(device, &decode);
     // Prefill chunks, decode rows and sequences without rows.
-    let rows = |i: usize, len: usize| if i % 9 == 0 { len / 2..len } else { len - usize::from(i % 7 != 0)..len };
+    let rows = |i: usize, len: usize| {
+        if i.is_multiple_of(9) { len / 2..len } else { len - usize::from(!i.is_multiple_of(7))..len }
+    };
     problem.check_step(device, &lens.iter().enumerate().map(|(i, &len)| (i, rows(i, len))).collect());
 }
 

@@ -1,15 +1,15 @@
-// The work list of paged_attention, once per step for all of its layers: list = header, then items, those of the prefill
-// queue first, and in each queue the longest first; the counters are set to 0. kernel.cu says what an item is; an item stands for
-// num_kv_heads pieces of work, one per head.
+// The work list of paged_attention, once per step for all of its layers: list = header, then items, those of the
+// prefill queue first, and in each queue the longest first; the counters are set to 0. kernel.cu says what an item is;
+// an item stands for num_kv_heads pieces of work, one per head.
 //
-// A sequence of 16 packed rows or fewer is one tile of the decode queue, others are tiles of TILE_ROWS rows of the prefill
-// queue. Keys of a tile are split where there would be too few or too uneven pieces for the num_ctas blocks that take
-// them: none is longer than a block's even share of the queue (for decode up to twice that, or else half of it), nor are
-// pieces of less than MIN_*_SPAN keys split.
+// A sequence of 16 packed rows or fewer is one tile of the decode queue, others are tiles of TILE_ROWS rows of the
+// prefill queue. Keys of a tile are split where there would be too few or too uneven pieces for the num_ctas blocks
+// that take them: none is longer than a block's even share of the queue (for decode up to twice that, or else half of
+// it), nor are pieces of less than MIN_*_SPAN keys split.
 //
 // Mapping: one block; a warp per sequence and a lane per tile, over sequences kept in shared memory (12 bytes each).
-// Sorting is by BUCKETS of length: counted, added up, then filled in any order; results don't depend on it, since splits
-// are merged by their number. Bound: latency, a few microseconds.
+// Sorting is by BUCKETS of length: counted, added up, then filled in any order; results don't depend on it, since
+// splits are merged by their number. Bound: latency, a few microseconds.
 #include "paged_work.cuh"
 
 #define THREADS 1024
@@ -74,9 +74,10 @@ __device__ __forceinline__ Split split_of(int end, int longest) {
     return {(end + span - 1) / span, span};
 }
 
-// The queues' longest spans. One piece per block is best where decode has fewer tiles than that; spans of up to two even
-// shares are tried for it.
-__device__ void choose_spans(const Sequence* sequences, int num_seqs, int group, int num_kv_heads, int num_ctas, Shared& shared) {
+// The queues' longest spans. One piece per block is best where decode has fewer tiles than that; spans of up to two
+// even shares are tried for it.
+__device__ void choose_spans(const Sequence* sequences, int num_seqs, int group, int num_kv_heads, int num_ctas,
+                             Shared& shared) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u64_t share = (shared.total[DECODE] * num_kv_heads + num_ctas - 1) / num_ctas;
     const auto choice = [&](int i) { return max(MIN_DECODE_SPAN, round_up(share * (8 + i) / 8, SPAN_STEP)); };
@@ -129,7 +130,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                               int num_kv_heads, int max_items, int max_slots, int num_ctas) {
     extern __shared__ Sequence sequences[];
     __shared__ Shared shared;
-    for (int i = threadIdx.x; i < (int)(sizeof(Shared) / sizeof(int)); i += THREADS) reinterpret_cast<int*>(&shared)[i] = 0;
+    int* const words = reinterpret_cast<int*>(&shared);
+    for (int i = threadIdx.x; i < (int)(sizeof(Shared) / sizeof(int)); i += THREADS) words[i] = 0;
     for (int i = threadIdx.x; i < QUEUE_COUNTERS + max_slots; i += THREADS) counters[i] = 0;
     for (int i = threadIdx.x; i < num_seqs; i += THREADS) {
         const int begin = max(cu_seqlens[i], 0), end = max(cu_seqlens[i + 1], begin);
@@ -163,7 +165,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     // Longer pieces have lower buckets.
     const auto bucket_of = [&](int queue, const Tile& tile, const Split& split) {
         const int length = min(min(tile.end, split.span), shared.longest[queue]);
-        return &shared.buckets[queue * BUCKETS + BUCKETS - 1 - (int)((i64_t)length * BUCKETS / (shared.longest[queue] + 1))];
+        const int shorter = (int)((i64_t)length * BUCKETS / (shared.longest[queue] + 1));
+        return &shared.buckets[(queue + 1) * BUCKETS - 1 - shorter];
     };
     for_each_tile(sequences, num_seqs, group, [&](int i, const Tile& tile) {
         const int queue = queue_of(i);
@@ -173,7 +176,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     if (threadIdx.x < 32) add_up(shared.buckets);
     __syncthreads();
-    // The decode queue begins where the prefill queue ends; after the items are written, `buckets` has the queues' ends.
+    // The decode queue begins where the prefill queue ends; after the items are written, `buckets` has the queues'
+    // ends.
     const int num_prefill = shared.buckets[DECODE * BUCKETS];
     __syncthreads();
     for_each_tile(sequences, num_seqs, group, [&](int i, const Tile& tile) {

@@ -235,8 +235,9 @@ impl Problem {
     pub(super) fn check_step(&self, device: &Device, step: &Step) {
         let (got, expected) = (self.step(device, step, None), self.plain(device, step));
         let rtol = if self.out_dtype == DType::BF16 { 1.0 / 256.0 } else { 0.0 };
-        // Weights that are rounded to bf16 are off by 2^-9 of themselves, so their mean of values below 1 is by no more.
-        let atol = if device.is_cuda() { 1.0 / 512.0 + 2e-5 } else { 2e-5 };
+        // Weights that are rounded to bf16 are off by up to 2^-8 of themselves, so their mean of values below 1 is by no
+        // more.
+        let atol = if device.is_cuda() { 1.0 / 256.0 + 2e-5 } else { 2e-5 };
         assert_close_at(&got, &expected, &[expected.len() / self.row(), self.row()], atol, rtol);
     }
 }
