@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn a_thirteenth_define_is_a_bug() {
         let one_too_many = || (0..=MAX_DEFINES).fold(KernelSpec::new(&NORM, "k"), |spec, i| spec.int("N", i as i64));
-        let panic = std::panic::catch_unwind(one_too_many).err().expect("it was taken");
+        let Err(panic) = std::panic::catch_unwind(one_too_many) else { panic!("it was taken") };
         assert!(panic.downcast_ref::<&str>().is_some_and(|text| text.contains("at most 12 defines")));
     }
 }

@@ -107,7 +107,8 @@ impl MatmulShape {
             return Err(self.refused(format!("out holds {}", out.dtype())));
         }
         let last_row = self.m.saturating_sub(1).saturating_mul(self.ldo);
-        let end = last_row.saturating_add(self.n).saturating_add(out_offset);
+        // Without rows nothing is written, and `out` need have no element.
+        let end = if self.m == 0 { 0 } else { last_row.saturating_add(self.n).saturating_add(out_offset) };
         if self.n > self.ldo || end > out.shape().num_elements() {
             return Err(self.refused(format!("out is {}, written from element {out_offset} on", out.shape())));
         }

@@ -4,7 +4,7 @@
 use cudarc::driver::{result, sys};
 
 use super::context::driver_error;
-use super::{CudaDevice, CudaStream};
+use super::{CudaDevice, CudaStream, Event};
 use crate::DeviceError;
 use crate::counters::ALLOCATIONS;
 
@@ -75,6 +75,41 @@ impl CudaStream {
         self.device().bind()?;
         // SAFETY: graph and stream live as long as their borrows; the caller keeps the memory.
         unsafe { result::graph::launch(graph.exec, self.raw()) }.map_err(driver_error("cuGraphLaunch"))
+    }
+}
+
+/// Replays of which the median is taken.
+const TIMED_REPLAYS: usize = 9;
+
+impl CudaStream {
+    /// Microseconds that one call of `work` takes on the GPU: `num_calls` calls are run once, recorded together, and
+    /// replayed; the median counts. `work` is given its call's number, so that it can take other operands each time. For
+    /// benchmarks: waits for the GPU.
+    ///
+    /// # Errors
+    /// As [`CudaStream::capture`].
+    pub fn time_calls<E: From<DeviceError>>(
+        &self,
+        num_calls: usize,
+        mut work: impl FnMut(usize) -> Result<(), E>,
+    ) -> Result<f32, E> {
+        let mut all = || (0..num_calls).try_for_each(&mut work);
+        all()?;
+        let mut graph = self.capture(&mut all)?;
+        let (mut start, mut end) = (Event::with_timing(self.device())?, Event::with_timing(self.device())?);
+        let mut times = [0.0; TIMED_REPLAYS];
+        // The first replay brings the graph to the GPU.
+        for (i, time) in std::iter::once(&mut 0.0).chain(&mut times).enumerate() {
+            self.record(&mut start)?;
+            // SAFETY: `work` borrows all memory that was recorded, until this function is over.
+            unsafe { self.replay(&mut graph) }?;
+            self.record(&mut end)?;
+            end.wait()?;
+            *time = if i == 0 { 0.0 } else { end.milliseconds_since(&start)? };
+        }
+        times.sort_by(f32::total_cmp);
+        let median = times.get(TIMED_REPLAYS / 2).copied().unwrap_or_default();
+        Ok(median * 1e3 / num_calls.max(1) as f32)
     }
 }
 
