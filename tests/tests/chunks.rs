@@ -2,6 +2,7 @@
 
 mod support;
 
+use foveal_device::Device;
 use proptest::prelude::*;
 use support::{Reference, answer};
 
@@ -19,7 +20,7 @@ proptest! {
         chunk in 1_usize..120,
         more_patches in 0_usize..400,
     ) {
-        let reference = Reference::open(family);
+        let reference = Reference::open(family, Device::cpu(2).unwrap());
         let request = reference.prepare(reference.golden.case(name));
         let whole = reference.engine().max_num_batched_tokens(1024).build().unwrap();
         let expected = answer(&whole, request.clone());

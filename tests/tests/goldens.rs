@@ -1,17 +1,16 @@
 //! Every reference case of HF transformers through the whole pipeline: processor, vision tower, decoder, engine.
 
+#[path = "support/pipeline.rs"]
+mod pipeline;
 mod support;
 
-use foveal_device::{DType, Tensor};
-use foveal_engine::Engine;
-use foveal_kernels::KvLayout;
-use foveal_llm::{Batch, BatchLimits, Decoder, ImageRows, KvCache, Workspace};
+use foveal_device::Device;
 use foveal_mrope::VideoMeta;
 use foveal_processor::{ContentPart, ImageInput, VideoFrames};
 use foveal_testkit::{Golden, GoldenCase, assert_close, max_abs_relative_to_max};
 use foveal_types::{PreparedRequest, TokenId, TokenOutput};
-use foveal_vision::{Patches, VisionInput, VisionOutput, VisionTower};
-use support::{MAX_MODEL_LEN, Reference, answer};
+use pipeline::{Features, Pipeline, floats};
+use support::{Reference, answer};
 
 /// Features may differ by this share of the reference's largest value.
 const MAX_FEATURE_ERROR: f64 = 1e-3;
@@ -21,147 +20,6 @@ const MAX_LOGIT_ERROR: f32 = 5e-3;
 const MIN_GAP: f32 = 0.01;
 /// Log-probabilities of greedy steps may differ by this; the reference has four decimals of them.
 const MAX_LOGPROB_ERROR: f32 = 0.01;
-
-/// One model's parts, put together by hand.
-struct Pipeline {
-    reference: Reference,
-    tower: VisionTower,
-    decoder: Decoder,
-    engine: Engine,
-}
-
-/// What the tower gives for a request, on the host.
-struct Features {
-    /// `[num_embeds, hidden_size]`
-    embeds: Tensor,
-    deepstack: Vec<Tensor>,
-}
-
-impl Features {
-    fn levels(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.embeds).chain(&self.deepstack)
-    }
-}
-
-impl Pipeline {
-    fn open(family: &str) -> Self {
-        let reference = Reference::open(family);
-        let Reference { config, normalisation, device, .. } = &reference;
-        let weights = reference.weights();
-        Self {
-            tower: VisionTower::load(&config.vision, *normalisation, &weights, device).unwrap(),
-            decoder: Decoder::load(config, &weights, device, MAX_MODEL_LEN).unwrap(),
-            // Chunks that cut through pictures.
-            engine: reference.engine().max_num_batched_tokens(48).build().unwrap(),
-            reference,
-        }
-    }
-
-    /// All pictures of a request in one batch.
-    fn encode(&self, request: &PreparedRequest) -> Option<Features> {
-        let inputs: Vec<VisionInput<'_>> = request
-            .images
-            .iter()
-            .map(|image| {
-                let patches = if image.temporal_slices == 1 { Patches::Still } else { Patches::Video };
-                VisionInput { grid: image.grid_thw.into(), patches: patches(image.pixels.bytes()) }
-            })
-            .collect();
-        let rows: usize = inputs.iter().map(|input| self.tower.num_tokens(input.grid)).sum();
-        if rows == 0 {
-            return None;
-        }
-        let tensor =
-            || Tensor::zeros(&self.reference.device, DType::F32, &[rows, self.tower.out_hidden_size()]).unwrap();
-        let (mut embeds, mut deepstack) = (tensor(), Vec::from_iter((0..self.tower.num_deepstack()).map(|_| tensor())));
-        let num_patches: usize = inputs.iter().map(|input| input.grid.num_patches()).sum();
-        let mut workspace = self.tower.new_workspace(num_patches).unwrap();
-        let out = VisionOutput {
-            embeds: embeds.view_mut().unwrap(),
-            deepstack: deepstack.iter_mut().map(|level| level.view_mut().unwrap()).collect(),
-        };
-        self.tower.encode(self.reference.device.stream(), &inputs, &mut workspace, out).unwrap();
-        Some(Features { embeds, deepstack })
-    }
-
-    /// Logits after the whole prompt, and after each of the forced tokens.
-    fn logits(&self, request: &PreparedRequest, features: Option<&Features>, forced: &[u32]) -> Vec<Vec<f32>> {
-        let n = request.input_ids.len();
-        let num_blocks = (n + forced.len()).div_ceil(KvLayout::DEFAULT_PAGE);
-        let mut run = Run {
-            pipeline: self,
-            cache: self.decoder.new_kv_cache(num_blocks, DType::F32).unwrap(),
-            workspace: self
-                .decoder
-                .new_workspace(BatchLimits { max_tokens: n, max_seqs: 1, max_logit_rows: 1 })
-                .unwrap(),
-            // Pages in reverse, so that a block table that is not looked at is found out.
-            block_table: (0..i32::try_from(num_blocks).unwrap()).rev().collect(),
-        };
-        let ids: Vec<i32> = request.input_ids.iter().map(|id| id.0.cast_signed()).collect();
-        let mut logits = vec![run.step(0, &ids, &request.positions, image_index(request).as_deref(), features)];
-        for (i, &token) in forced.iter().enumerate() {
-            let position = i32::try_from(n + i).unwrap() + request.rope_delta;
-            logits.push(run.step(n + i, &[token.cast_signed()], &[position; 3], None, None));
-        }
-        logits
-    }
-}
-
-/// Which embedding each row of the prompt takes; none for a prompt of text alone.
-fn image_index(request: &PreparedRequest) -> Option<Vec<i32>> {
-    let mut index = vec![-1; request.input_ids.len()];
-    for (embed, row) in request.image_token_ranges.iter().cloned().flatten().enumerate() {
-        index[row] = i32::try_from(embed).unwrap();
-    }
-    (!request.images.is_empty()).then_some(index)
-}
-
-/// One sequence on its way through the decoder.
-struct Run<'p> {
-    pipeline: &'p Pipeline,
-    cache: KvCache,
-    workspace: Workspace,
-    block_table: Vec<i32>,
-}
-
-impl Run<'_> {
-    fn step(
-        &mut self,
-        start: usize,
-        ids: &[i32],
-        positions: &[i32],
-        index: Option<&[i32]>,
-        features: Option<&Features>,
-    ) -> Vec<f32> {
-        let page = KvLayout::DEFAULT_PAGE;
-        let end = start + ids.len();
-        let slot = |row: usize| i64::from(self.block_table[row / page]) * page as i64 + (row % page) as i64;
-        let slots: Vec<i64> = (start..end).map(slot).collect();
-        let deepstack: Vec<_> =
-            features.iter().flat_map(|features| &features.deepstack).map(|level| level.view()).collect();
-        let image = features.zip(index).map(|(features, index)| ImageRows {
-            embeds: features.embeds.view(),
-            deepstack: &deepstack,
-            index,
-        });
-        let n = i32::try_from(ids.len()).unwrap();
-        let batch = Batch {
-            input_ids: ids,
-            positions,
-            slot_mapping: &slots,
-            cu_seqlens: &[0, n],
-            context_lens: &[i32::try_from(end).unwrap()],
-            block_tables: &self.block_table,
-            max_blocks: self.block_table.len(),
-            logit_rows: &[n - 1],
-            image,
-        };
-        let (decoder, stream) = (&self.pipeline.decoder, self.pipeline.reference.device.stream());
-        let logits = decoder.forward(stream, &batch, &mut self.cache, &mut self.workspace).unwrap();
-        logits.as_slice::<f32>().unwrap().to_vec()
-    }
-}
 
 fn check_prompt(case: &GoldenCase, request: &PreparedRequest) {
     let ids: Vec<u32> = request.input_ids.iter().map(|id| id.0).collect();
@@ -179,8 +37,8 @@ fn check_features(golden: &Golden, case: &GoldenCase, features: &Features) {
     let levels = features.deepstack.iter().enumerate().map(|(i, level)| (format!("deepstack.{i}"), level));
     for (name, tensor) in std::iter::once(("image_embeds".to_owned(), &features.embeds)).chain(levels) {
         let expected = golden.array(&format!("{}.{name}", case.name));
-        let view = tensor.view();
-        let rows = view.as_slice::<f32>().unwrap().chunks_exact(tensor.shape().row_len());
+        let values = floats(tensor);
+        let rows = values.chunks_exact(tensor.shape().row_len());
         let every_third: Vec<f32> = rows.step_by(3).flatten().copied().collect();
         let error = max_abs_relative_to_max(&every_third, &expected.values);
         assert!(error <= MAX_FEATURE_ERROR, "{} {name}: {error}", case.name);
@@ -206,7 +64,7 @@ fn check_greedy(case: &GoldenCase, tokens: &[TokenOutput]) {
 }
 
 fn check_family(family: &str) {
-    let pipeline = Pipeline::open(family);
+    let pipeline = Pipeline::open(Reference::open(family, Device::cpu(2).unwrap()));
     let Reference { golden, processor, .. } = &pipeline.reference;
     assert_eq!(golden.cases().len(), 14);
     for case in golden.cases() {
@@ -287,7 +145,7 @@ fn log_softmax(logits: &[f32], token: usize) -> f32 {
 /// A video against what it is made of: the features of its frames as stills, positions by a naive loop, and the
 /// engine's answer against the parts put together by hand.
 fn check_video(family: &str, num_ranges: usize, step: i32) {
-    let pipeline = Pipeline::open(family);
+    let pipeline = Pipeline::open(Reference::open(family, Device::cpu(2).unwrap()));
     let [stills, video] = stills_and_their_video(&pipeline.reference);
     let [_, h, w] = stills.images[0].grid_thw;
     assert_eq!(video.images[0].grid_thw, [2, h, w]);
@@ -298,8 +156,7 @@ fn check_video(family: &str, num_ranges: usize, step: i32) {
     let features = pipeline.encode(&video).unwrap();
     assert_eq!(features.deepstack.len(), of_stills.deepstack.len());
     for (got, expected) in features.levels().zip(of_stills.levels()) {
-        let (got, expected) = (got.view(), expected.view());
-        let error = max_abs_relative_to_max(got.as_slice::<f32>().unwrap(), expected.as_slice::<f32>().unwrap());
+        let error = max_abs_relative_to_max(&floats(got), &floats(expected));
         assert!(error <= MAX_FEATURE_ERROR, "{family}: {error}");
     }
 

@@ -24,7 +24,7 @@ pub(crate) struct Reference {
 }
 
 impl Reference {
-    pub(crate) fn open(family: &str) -> Self {
+    pub(crate) fn open(family: &str, device: Device) -> Self {
         let golden = Golden::open(family);
         let folder = ModelFolder::open(golden.model_dir()).unwrap();
         let config = ModelConfig::load(&folder).unwrap();
@@ -34,7 +34,7 @@ impl Reference {
         let processor = Processor::from_reader(read, processor_settings(&config, MAX_MODEL_LEN)).unwrap();
         let (stills, _) = processor.normalization().unwrap();
         let normalisation = Normalisation { mean: stills.mean, std: stills.std };
-        Self { golden, folder, config, processor, normalisation, device: Device::cpu(2).unwrap() }
+        Self { golden, folder, config, processor, normalisation, device }
     }
 
     /// The weights: of the file, or by the formula.

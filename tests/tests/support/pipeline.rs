@@ -1,0 +1,167 @@
+//! A reference checkpoint's parts, driven by hand: the engine gives tokens, not logits.
+
+use foveal_device::{DType, Readback, Tensor};
+use foveal_engine::Engine;
+use foveal_kernels::KvLayout;
+use foveal_llm::{Batch, BatchLimits, Decoder, ImageRows, KvCache, Workspace};
+use foveal_types::PreparedRequest;
+use foveal_vision::{Patches, VisionInput, VisionOutput, VisionTower};
+use half::bf16;
+
+use crate::support::{MAX_MODEL_LEN, Reference};
+
+/// A float tensor's elements, from whichever device has them.
+pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
+    match tensor.dtype() {
+        DType::BF16 => tensor.to_vec::<bf16>().unwrap().iter().map(|x| x.to_f32()).collect(),
+        _ => tensor.to_vec::<f32>().unwrap(),
+    }
+}
+
+/// One model's parts, put together by hand.
+pub(crate) struct Pipeline {
+    pub(crate) reference: Reference,
+    pub(crate) tower: VisionTower,
+    pub(crate) decoder: Decoder,
+    pub(crate) engine: Engine,
+}
+
+/// What the tower gives for a request, on its device.
+pub(crate) struct Features {
+    /// `[num_embeds, hidden_size]`
+    pub(crate) embeds: Tensor,
+    pub(crate) deepstack: Vec<Tensor>,
+}
+
+impl Features {
+    pub(crate) fn levels(&self) -> impl Iterator<Item = &Tensor> {
+        std::iter::once(&self.embeds).chain(&self.deepstack)
+    }
+}
+
+impl Pipeline {
+    pub(crate) fn open(reference: Reference) -> Self {
+        let Reference { config, normalisation, device, .. } = &reference;
+        let weights = reference.weights();
+        Self {
+            tower: VisionTower::load(&config.vision, *normalisation, &weights, device).unwrap(),
+            decoder: Decoder::load(config, &weights, device, MAX_MODEL_LEN).unwrap(),
+            // Chunks that cut through pictures.
+            engine: reference.engine().max_num_batched_tokens(48).build().unwrap(),
+            reference,
+        }
+    }
+
+    /// All pictures of a request in one batch.
+    pub(crate) fn encode(&self, request: &PreparedRequest) -> Option<Features> {
+        let inputs: Vec<VisionInput<'_>> = request
+            .images
+            .iter()
+            .map(|image| {
+                let patches = if image.temporal_slices == 1 { Patches::Still } else { Patches::Video };
+                VisionInput { grid: image.grid_thw.into(), patches: patches(image.pixels.bytes()) }
+            })
+            .collect();
+        let rows: usize = inputs.iter().map(|input| self.tower.num_tokens(input.grid)).sum();
+        if rows == 0 {
+            return None;
+        }
+        let device = &self.reference.device;
+        let tensor =
+            || Tensor::zeros(device, device.activation_dtype(), &[rows, self.tower.out_hidden_size()]).unwrap();
+        let (mut embeds, mut deepstack) = (tensor(), Vec::from_iter((0..self.tower.num_deepstack()).map(|_| tensor())));
+        let num_patches: usize = inputs.iter().map(|input| input.grid.num_patches()).sum();
+        let mut workspace = self.tower.new_workspace(num_patches).unwrap();
+        let out = VisionOutput {
+            embeds: embeds.view_mut().unwrap(),
+            deepstack: deepstack.iter_mut().map(|level| level.view_mut().unwrap()).collect(),
+        };
+        self.tower.encode(self.reference.device.stream(), &inputs, &mut workspace, out).unwrap();
+        Some(Features { embeds, deepstack })
+    }
+
+    /// Logits after the whole prompt, and after each of the forced tokens.
+    pub(crate) fn logits(
+        &self,
+        request: &PreparedRequest,
+        features: Option<&Features>,
+        forced: &[u32],
+    ) -> Vec<Vec<f32>> {
+        let n = request.input_ids.len();
+        let num_blocks = (n + forced.len()).div_ceil(KvLayout::DEFAULT_PAGE);
+        let mut run = Run {
+            pipeline: self,
+            cache: self.decoder.new_kv_cache(num_blocks, self.reference.device.activation_dtype()).unwrap(),
+            workspace: self
+                .decoder
+                .new_workspace(BatchLimits { max_tokens: n, max_seqs: 1, max_logit_rows: 1 })
+                .unwrap(),
+            // Pages in reverse, so that a block table that is not looked at is found out.
+            block_table: (0..i32::try_from(num_blocks).unwrap()).rev().collect(),
+        };
+        let ids: Vec<i32> = request.input_ids.iter().map(|id| id.0.cast_signed()).collect();
+        let mut logits = vec![run.step(0, &ids, &request.positions, image_index(request).as_deref(), features)];
+        for (i, &token) in forced.iter().enumerate() {
+            let position = i32::try_from(n + i).unwrap() + request.rope_delta;
+            logits.push(run.step(n + i, &[token.cast_signed()], &[position; 3], None, None));
+        }
+        logits
+    }
+}
+
+/// Which embedding each row of the prompt takes; none for a prompt of text alone.
+pub(crate) fn image_index(request: &PreparedRequest) -> Option<Vec<i32>> {
+    let mut index = vec![-1; request.input_ids.len()];
+    for (embed, row) in request.image_token_ranges.iter().cloned().flatten().enumerate() {
+        index[row] = i32::try_from(embed).unwrap();
+    }
+    (!request.images.is_empty()).then_some(index)
+}
+
+/// One sequence on its way through the decoder.
+struct Run<'p> {
+    pipeline: &'p Pipeline,
+    cache: KvCache,
+    workspace: Workspace,
+    block_table: Vec<i32>,
+}
+
+impl Run<'_> {
+    fn step(
+        &mut self,
+        start: usize,
+        ids: &[i32],
+        positions: &[i32],
+        index: Option<&[i32]>,
+        features: Option<&Features>,
+    ) -> Vec<f32> {
+        let page = KvLayout::DEFAULT_PAGE;
+        let end = start + ids.len();
+        let slot = |row: usize| i64::from(self.block_table[row / page]) * page as i64 + (row % page) as i64;
+        let slots: Vec<i64> = (start..end).map(slot).collect();
+        let deepstack: Vec<_> =
+            features.iter().flat_map(|features| &features.deepstack).map(|level| level.view()).collect();
+        let image = features.zip(index).map(|(features, index)| ImageRows {
+            embeds: features.embeds.view(),
+            deepstack: &deepstack,
+            index,
+        });
+        let n = i32::try_from(ids.len()).unwrap();
+        let batch = Batch {
+            input_ids: ids,
+            positions,
+            slot_mapping: &slots,
+            cu_seqlens: &[0, n],
+            context_lens: &[i32::try_from(end).unwrap()],
+            block_tables: &self.block_table,
+            max_blocks: self.block_table.len(),
+            logit_rows: &[n - 1],
+            image,
+        };
+        let (decoder, stream) = (&self.pipeline.decoder, self.pipeline.reference.device.stream());
+        let logits = decoder.forward(stream, &batch, &mut self.cache, &mut self.workspace).unwrap();
+        let len_bytes = logits.len_bytes();
+        let mut readback = Readback::new(&self.pipeline.reference.device, len_bytes).unwrap();
+        readback.read(stream, &[logits]).unwrap().slice::<f32>(0).unwrap().to_vec()
+    }
+}
