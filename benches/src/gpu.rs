@@ -1,9 +1,24 @@
 //! Benchmarks that need an NVIDIA GPU: the program `gpu`.
 
+mod attention;
+mod ceilings;
+mod decode;
+mod decoder_rows;
+mod kernels;
+mod linear;
+mod load;
 mod measure;
-mod model;
-mod operators;
+mod operands;
+mod prefill;
+mod results;
+mod sampling;
+mod session;
+mod shapes;
+mod uploads;
+mod vision_rows;
 
+pub use decode::decode;
+pub use kernels::kernels;
+pub use load::load;
 pub use measure::Bench;
-pub use model::{decode, load, prefill};
-pub use operators::operators;
+pub use prefill::prefill;

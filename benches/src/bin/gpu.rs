@@ -4,16 +4,13 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use foveal_benches::gpu::{Bench, decode, load, operators, prefill};
-
-/// Page-locked memory for copies.
-const PINNED_BYTES: usize = 256 << 20;
+use foveal_benches::gpu::{Bench, decode, kernels, load, prefill};
 
 /// Benchmarks on an NVIDIA GPU.
 #[derive(Parser)]
 struct Args {
     /// What to measure
-    #[arg(value_enum, required = true)]
+    #[arg(value_enum, default_value = "all")]
     what: Vec<What>,
     /// Folder of a published config.json, for decode and prefill; weights are made on the card
     #[arg(long, value_name = "DIR")]
@@ -21,13 +18,13 @@ struct Args {
     /// Folder of a checkpoint, for load
     #[arg(long, value_name = "DIR")]
     weights: Option<PathBuf>,
-    /// Only operators whose line holds this text
+    /// Only lines that hold this text, such as "linear qkv 1 x" or "graph"
     #[arg(long, default_value = "", value_name = "TEXT")]
     filter: String,
     /// What was built, for the file
-    #[arg(long, default_value = "unknown")]
+    #[arg(long, default_value = "unknown", value_name = "HASH")]
     commit: String,
-    /// Write comma-separated values, too
+    /// Add comma-separated values to a file, too
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
 }
@@ -35,27 +32,55 @@ struct Args {
 #[derive(Clone, Copy, ValueEnum)]
 enum What {
     /// Every operator at the shapes of Qwen3-VL-8B
-    Operators,
+    #[value(alias = "operators")]
+    Kernels,
     /// Steps of one token for 1, 32 and 128 sequences
     Decode,
     /// A prompt, and pictures
     Prefill,
     /// Weights from files to the card
     Load,
+    /// All for which there are folders
+    All,
+}
+
+impl Args {
+    /// What there are folders for, if all was asked for.
+    fn wanted(&self) -> Vec<What> {
+        let all = [
+            (What::Kernels, true),
+            (What::Decode, self.model.is_some()),
+            (What::Prefill, self.model.is_some()),
+            (What::Load, self.weights.is_some()),
+        ];
+        let all = || all.into_iter().filter(|(_, can)| *can).map(|(what, _)| what).collect();
+        self.what.iter().flat_map(|what| if matches!(what, What::All) { all() } else { vec![*what] }).collect()
+    }
 }
 
 fn main() -> anyhow::Result<()> {
-    let Args { what, model, weights, filter, commit, csv } = Args::parse();
-    let mut bench = Bench::open(&filter, &commit, csv.as_deref())?;
-    let _pool = foveal_pinned::install(bench.device(), PINNED_BYTES);
-    let missing = |option| anyhow::anyhow!("{option} is needed for that");
-    for what in what {
+    let args = Args::parse();
+    let wanted = args.wanted();
+    let Args { model, weights, filter, commit, csv, .. } = args;
+    let model = || model.as_deref().ok_or_else(|| anyhow::anyhow!("--model DIR is needed for that"));
+    let weights = || weights.as_deref().ok_or_else(|| anyhow::anyhow!("--weights DIR is needed for that"));
+    // Said before anything takes the card's time.
+    for what in &wanted {
         match what {
-            What::Operators => operators(&mut bench)?,
-            What::Decode => decode(&mut bench, model.as_deref().ok_or_else(|| missing("--model DIR"))?)?,
-            What::Prefill => prefill(&mut bench, model.as_deref().ok_or_else(|| missing("--model DIR"))?)?,
-            What::Load => load(&mut bench, weights.as_deref().ok_or_else(|| missing("--weights DIR"))?)?,
+            What::Decode | What::Prefill => _ = model()?,
+            What::Load => _ = weights()?,
+            What::Kernels | What::All => {}
         }
     }
-    Ok(())
+    let mut bench = Bench::open(&filter, &commit, csv.as_deref())?;
+    for what in wanted {
+        match what {
+            What::Kernels => kernels(&mut bench)?,
+            What::Decode => decode(&mut bench, model()?)?,
+            What::Prefill => prefill(&mut bench, model()?)?,
+            What::Load => load(&mut bench, weights()?)?,
+            What::All => {}
+        }
+    }
+    bench.finish()
 }

@@ -18,7 +18,7 @@ mod tensor_map;
 pub use context::CudaDevice;
 
 pub use event::Event;
-pub use graph::CudaGraph;
+pub use graph::{CudaGraph, Times};
 pub use kernel_args::Args;
 pub use launch::Launch;
 pub(crate) use memory::DeviceMemory;

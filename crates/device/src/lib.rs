@@ -41,7 +41,9 @@ mod view;
 pub use buffer::{SharedBytes, allocated_bytes, allocation_count};
 pub use counters::{Counters, counters};
 pub use cubin_cache::{CubinCache, Filled};
-pub use cuda::{Args, CudaDevice, CudaGraph, CudaStream, Event, Launch, PinnedMemory, Swizzle, TensorMap, Upload};
+pub use cuda::{
+    Args, CudaDevice, CudaGraph, CudaStream, Event, Launch, PinnedMemory, Swizzle, TensorMap, Times, Upload,
+};
 pub use device::{Device, DeviceKind, Stream};
 pub use dtype::{DType, Element};
 pub use error::DeviceError;

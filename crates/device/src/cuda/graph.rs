@@ -78,13 +78,34 @@ impl CudaStream {
     }
 }
 
-/// Replays of which the median is taken.
-const TIMED_REPLAYS: usize = 9;
+/// Replays that are timed.
+const TIMED_REPLAYS: usize = 15;
+
+/// Microseconds of something that was done several times, see [`CudaStream::time_calls`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Times {
+    /// What a fifth of the times lies below.
+    pub p20_us: f32,
+    /// What half of them lies below.
+    pub median_us: f32,
+    /// What four fifths of them lie below.
+    pub p80_us: f32,
+}
+
+impl Times {
+    /// Of these microseconds, in any order; zeros of none.
+    #[must_use]
+    pub fn of(mut times_us: Vec<f32>) -> Self {
+        times_us.sort_by(f32::total_cmp);
+        let at = |tenths: usize| times_us.get(times_us.len() * tenths / 10).copied().unwrap_or_default();
+        Self { p20_us: at(2), median_us: at(5), p80_us: at(8) }
+    }
+}
 
 impl CudaStream {
-    /// Microseconds that one call of `work` takes on the GPU: `num_calls` calls are run once, recorded together, and
-    /// replayed; the median counts. `work` is given its call's number, so that it can take other operands each time. For
-    /// benchmarks: waits for the GPU.
+    /// How long one call of `work` takes on the GPU: `num_calls` calls are run once, recorded together, and replayed
+    /// several times. `work` is given its call's number, so that it can take other operands each time. For benchmarks:
+    /// waits for the GPU.
     ///
     /// # Errors
     /// As [`CudaStream::capture`].
@@ -92,24 +113,25 @@ impl CudaStream {
         &self,
         num_calls: usize,
         mut work: impl FnMut(usize) -> Result<(), E>,
-    ) -> Result<f32, E> {
+    ) -> Result<Times, E> {
         let mut all = || (0..num_calls).try_for_each(&mut work);
         all()?;
         let mut graph = self.capture(&mut all)?;
         let (mut start, mut end) = (Event::with_timing(self.device())?, Event::with_timing(self.device())?);
-        let mut times = [0.0; TIMED_REPLAYS];
+        let mut times = Vec::with_capacity(TIMED_REPLAYS);
         // The first replay brings the graph to the GPU.
-        for (i, time) in std::iter::once(&mut 0.0).chain(&mut times).enumerate() {
+        for i in 0..=TIMED_REPLAYS {
             self.record(&mut start)?;
-            // SAFETY: `work` borrows all memory that was recorded, until this function is over.
+            // SAFETY: `work` holds all memory that was recorded until this function is over: the driver refuses to free
+            // any during a capture, and to free it later, after an error here, waits for the GPU.
             unsafe { self.replay(&mut graph) }?;
             self.record(&mut end)?;
             end.wait()?;
-            *time = if i == 0 { 0.0 } else { end.milliseconds_since(&start)? };
+            if i > 0 {
+                times.push(end.milliseconds_since(&start)? * 1e3 / num_calls.max(1) as f32);
+            }
         }
-        times.sort_by(f32::total_cmp);
-        let median = times.get(TIMED_REPLAYS / 2).copied().unwrap_or_default();
-        Ok(median * 1e3 / num_calls.max(1) as f32)
+        Ok(Times::of(times))
     }
 }
 
@@ -126,5 +148,18 @@ impl Drop for CudaGraph {
         // SAFETY: made in `capture`, destroyed once; the driver lets launched work run to its end.
         let _ = unsafe { result::graph::exec_destroy(self.exec) };
         destroy(self.graph);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Times;
+
+    #[test]
+    fn times_are_ranked() {
+        let times = Times::of([9, 2, 5, 1, 7, 3, 8, 4, 6, 0].map(|us| us as f32).to_vec());
+        assert_eq!(times, Times { p20_us: 2.0, median_us: 5.0, p80_us: 8.0 });
+        assert_eq!(Times::of(vec![3.0]), Times { p20_us: 3.0, median_us: 3.0, p80_us: 3.0 });
+        assert_eq!(Times::of(Vec::new()), Times::default());
     }
 }

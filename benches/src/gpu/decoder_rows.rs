@@ -1,0 +1,123 @@
+//! What the decoder does to each row by itself.
+
+use foveal_device::Tensor;
+use foveal_kernels::activation::{Activation, Gated, gated};
+use foveal_kernels::embedding::{Embed, embed};
+use foveal_kernels::norm::{AddNorm, NormKind, add_norm};
+use foveal_kernels::qk_norm_rope::{Mrope, QkNorm, QkNormRope, qk_norm_rope};
+use foveal_kernels::rows::{Gather, gather};
+
+use super::Bench;
+use super::ceilings::Cost;
+use super::shapes::{BF16, HEAD_DIM, HEADS, HIDDEN, INNER, LAYOUT, QKV, VOCAB};
+
+const EPS: f32 = 1e-6;
+
+/// Token embeddings, of text alone.
+pub(super) fn embedding(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
+    let (op, shape) = ("embed", format!("{n} x {HIDDEN}"));
+    if !bench.wants(op, &shape) {
+        return Ok(());
+    }
+    let stream = bench.device.stream().clone();
+    let table = bench.random(&[VOCAB, HIDDEN])?;
+    let ids = bench.rotation_of(&[n], |bits| (bits % VOCAB as u32) as i32)?;
+    let mut outs = bench.rotation(&[n, HIDDEN])?;
+    bench.time(op, &shape, Cost::of_bytes(2 * n * HIDDEN * BF16 + 4 * n), |i| {
+        let (input_ids, out) = (ids.view(i)?, outs.view_mut(i)?);
+        Ok(embed(&stream, Embed { table: table.view(), input_ids, image: None, out })?)
+    })
+}
+
+/// Rows picked from as many, in another order.
+pub(super) fn picked_rows(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
+    let (op, shape) = ("gather", format!("{n} x {HIDDEN}"));
+    if !bench.wants(op, &shape) {
+        return Ok(());
+    }
+    let stream = bench.device.stream().clone();
+    let (xs, mut outs) = (bench.rotation(&[n, HIDDEN])?, bench.rotation(&[n, HIDDEN])?);
+    let index = bench.ints((0..n as i32).rev(), &[n])?;
+    bench.time(op, &shape, Cost::of_bytes(2 * n * HIDDEN * BF16 + 4 * n), |i| {
+        Ok(gather(&stream, Gather { x: xs.view(i)?, index: index.view(), out: outs.view_mut(i)? })?)
+    })
+}
+
+/// The residual stream's sum and norm: two rows read, two written.
+pub(super) fn rms_norm(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
+    let (op, shape) = ("add_norm", format!("{n} x {HIDDEN}"));
+    if !bench.wants(op, &shape) {
+        return Ok(());
+    }
+    let stream = bench.device.stream().clone();
+    let (mut residuals, adds) = (bench.rotation(&[n, HIDDEN])?, bench.rotation(&[n, HIDDEN])?);
+    let weight = bench.random(&[HIDDEN])?;
+    let mut outs = bench.rotation(&[n, HIDDEN])?;
+    bench.time(op, &shape, Cost::of_bytes(4 * n * HIDDEN * BF16), |i| {
+        let args = AddNorm {
+            residual: residuals.view_mut(i)?,
+            add: Some(adds.view(i)?),
+            extra: None,
+            weight: weight.view(),
+            bias: None,
+            kind: NormKind::Rms,
+            eps: EPS,
+            out: outs.view_mut(i)?,
+        };
+        Ok(add_norm(&stream, args)?)
+    })
+}
+
+/// The MLP's gate.
+pub(super) fn silu(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
+    let (op, shape) = ("gated", format!("{n} x {INNER}"));
+    if !bench.wants(op, &shape) {
+        return Ok(());
+    }
+    let stream = bench.device.stream().clone();
+    let gate_up = bench.rotation(&[n, 2 * INNER])?;
+    let mut outs = bench.rotation(&[n, INNER])?;
+    bench.time(op, &shape, Cost::of_bytes(3 * n * INNER * BF16), |i| {
+        let (gate_up, out) = (gate_up.view(i)?, outs.view_mut(i)?);
+        Ok(gated(&stream, Gated { gate_up, kind: Activation::Silu, out })?)
+    })
+}
+
+/// Norms and rotation of q and k, and the way of k and v into the cache.
+pub(super) fn rotary(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
+    let (op, shape) = ("qk_norm_rope", format!("{n} x {QKV}"));
+    if !bench.wants(op, &shape) {
+        return Ok(());
+    }
+    let stream = bench.device.stream().clone();
+    let (qkvs, mut qs) = (bench.rotation(&[n, QKV])?, bench.rotation(&[n, HEADS, HEAD_DIM])?);
+    let cache = LAYOUT.cache_shape(n.div_ceil(LAYOUT.page));
+    let (mut k_caches, mut v_caches) = (bench.rotation(&cache)?, bench.rotation(&cache)?);
+    let weight = bench.random(&[HEAD_DIM])?;
+    let pairs = HEAD_DIM / 2;
+    let table = |f: fn(f32) -> f32| {
+        let values: Vec<f32> = (0..n * pairs).map(|i| f(i as f32)).collect();
+        Tensor::from_slice(&bench.device, &values, &[n, pairs])
+    };
+    let (cos, sin) = (table(f32::cos)?, table(f32::sin)?);
+    let axes: Vec<u8> = (0..pairs).map(|i| (i % 3) as u8).collect();
+    let axes = Tensor::from_slice(&bench.device, &axes, &[pairs])?;
+    let positions = bench.ints((0..3).flat_map(|_| 0..n as i32), &[3, n])?;
+    let slots: Vec<i64> = (0..n as i64).collect();
+    let slots = Tensor::from_slice(&bench.device, &slots, &[n])?;
+    // A token's cos and sin, three positions and a slot come to the qkv row, which is read and written.
+    let bytes = 2 * n * QKV * BF16 + n * (HEAD_DIM * 4 + 3 * 4 + 8);
+    bench.time(op, &shape, Cost::of_bytes(bytes), |i| {
+        let args = QkNormRope {
+            qkv: qkvs.view(i)?,
+            norm: Some(QkNorm { q_weight: weight.view(), k_weight: weight.view(), eps: EPS }),
+            rope: Mrope { positions: positions.view(), cos: cos.view(), sin: sin.view(), axis_of_pair: axes.view() },
+            slot_mapping: slots.view(),
+            layout: LAYOUT,
+            k_cache: k_caches.view_mut(i)?,
+            v_cache: v_caches.view_mut(i)?,
+            q_out: qs.view_mut(i)?,
+        };
+        Ok(qk_norm_rope(&stream, args)?)
+    })
+}

@@ -1,0 +1,101 @@
+//! Products with weights.
+
+use foveal_device::{DType, MatmulShape, View};
+use foveal_kernels::linear::{Linear, linear, tune};
+
+use super::Bench;
+use super::ceilings::Cost;
+use super::operands::Rotation;
+use super::shapes::{BF16, HEAD_DIM, HEADS, HIDDEN, INNER, QKV, VOCAB};
+
+const ROWS: [usize; 10] = [1, 4, 8, 16, 32, 64, 128, 256, 1280, 8192];
+/// So few that the operator has a kernel of its own, which is compared with cuBLASLt.
+const GEMV_ROWS: usize = 8;
+/// No step has more rows that sample.
+const MAX_SAMPLED: usize = 256;
+
+/// A product's sizes.
+#[derive(Clone, Copy)]
+struct Product {
+    m: usize,
+    n: usize,
+    k: usize,
+    out: DType,
+}
+
+impl Product {
+    fn text(&self) -> String {
+        let Self { m, n, k, .. } = self;
+        format!("{m} x {k} -> {n}")
+    }
+
+    fn cost(&self) -> Cost {
+        let Self { m, n, k, out } = *self;
+        let bytes = (n * k + m * k) * BF16 + m * n * out.size_bytes();
+        Cost { bytes: bytes as f64, flops: 2.0 * (m * n) as f64 * k as f64 }
+    }
+}
+
+/// A decoder layer's four products and the logits'. Tuned, as a model's are.
+pub(super) fn linears(bench: &mut Bench) -> anyhow::Result<()> {
+    let products = [
+        ("qkv", QKV, HIDDEN, DType::BF16),
+        ("o", HIDDEN, HEADS * HEAD_DIM, DType::BF16),
+        ("gate_up", 2 * INNER, HIDDEN, DType::BF16),
+        ("down", HIDDEN, INNER, DType::BF16),
+        ("lm_head", VOCAB, HIDDEN, DType::F32),
+    ];
+    for (name, n, k, out) in products {
+        let rows = ROWS.into_iter().filter(|&m| name != "lm_head" || m <= MAX_SAMPLED);
+        let ops = [format!("linear {name}"), format!("cuBLASLt {name}")];
+        let products: Vec<Product> = rows.map(|m| Product { m, n, k, out }).collect();
+        if !products.iter().any(|product| ops.iter().any(|op| bench.wants(op, &product.text()))) {
+            continue;
+        }
+        let weights = bench.rotation(&[n, k])?;
+        for product in products {
+            by_operator(bench, &ops[0], product, &weights)?;
+            if product.m <= GEMV_ROWS {
+                by_library(bench, &ops[1], product, &weights)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn by_operator(bench: &mut Bench, op: &str, product: Product, weights: &Rotation) -> anyhow::Result<()> {
+    let text = product.text();
+    if !bench.wants(op, &text) {
+        return Ok(());
+    }
+    let stream = bench.device.stream().clone();
+    let x = bench.random(&[product.m, product.k])?;
+    let mut out = bench.scratch(product.out, &[product.m, product.n])?;
+    let others = (1..weights.num_turns()).map(|i| Ok([weights.view(i)?])).collect::<anyhow::Result<Vec<_>>>()?;
+    let others: Vec<&[View<'_>]> = others.iter().map(|other| &other[..]).collect();
+    let args = Linear { x: x.view(), weight: &[weights.view(0)?], bias: None, out: out.view_mut()? };
+    tune(&stream, args, &others)?;
+    bench.time(op, &text, product.cost(), |i| {
+        let weight = &[weights.view(i)?];
+        Ok(linear(&stream, Linear { x: x.view(), weight, bias: None, out: out.view_mut()? })?)
+    })
+}
+
+/// The same without a kernel of our own.
+fn by_library(bench: &mut Bench, op: &str, product: Product, weights: &Rotation) -> anyhow::Result<()> {
+    let text = product.text();
+    if !bench.wants(op, &text) {
+        return Ok(());
+    }
+    let cuda = bench.cuda()?.clone();
+    let Product { m, n, k, out: out_dtype } = product;
+    let shape =
+        MatmulShape { m, n, k, x: DType::BF16, weight: DType::BF16, out: out_dtype, bias: None, ldo: product.n };
+    let x = bench.random(&[m, k])?;
+    let mut out = bench.scratch(out_dtype, &[m, n])?;
+    let all = (0..weights.num_turns()).map(|i| weights.view(i)).collect::<Result<Vec<_>, _>>()?;
+    cuda.tune_matmul(&shape, &x.view(), &all, None, &mut out.view_mut()?, 0)?;
+    bench.time(op, &text, product.cost(), |i| {
+        Ok(cuda.matmul(&shape, &x.view(), &weights.view(i)?, None, &mut out.view_mut()?, 0)?)
+    })
+}

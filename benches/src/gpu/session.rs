@@ -1,0 +1,141 @@
+//! A decoder of full size with dummy weights, and steps for it.
+
+use std::ops::Range;
+use std::path::Path;
+
+use foveal_checkpoint::{ModelConfig, ModelFolder, WeightSource};
+use foveal_device::Stream;
+use foveal_llm::{Batch, BatchLimits, Decoder, KvCache, KvLayout, Sampler, SamplerState, Workspace};
+
+use super::Bench;
+use super::ceilings::Cost;
+use super::shapes::BF16;
+
+/// Seed of the dummy weights.
+pub(super) const SEED: u64 = 1;
+/// The longest sequence.
+const MAX_MODEL_LEN: usize = 8192;
+
+/// The configuration in a model folder.
+pub(super) fn config(model: &Path) -> anyhow::Result<ModelConfig> {
+    Ok(ModelConfig::load(&ModelFolder::open(model)?)?)
+}
+
+/// A step's integers; see [`Batch`].
+pub(super) struct Step {
+    input_ids: Vec<i32>,
+    positions: Vec<i32>,
+    slot_mapping: Vec<i64>,
+    cu_seqlens: Vec<i32>,
+    context_lens: Vec<i32>,
+    block_tables: Vec<i32>,
+    logit_rows: Vec<i32>,
+    max_blocks: usize,
+}
+
+impl Step {
+    /// The same tokens, by position, of each of `seqs`, of which each has `max_blocks` pages.
+    pub(super) fn new(seqs: Range<usize>, tokens: Range<usize>, max_blocks: usize) -> Self {
+        let int = |n: usize| n as i32;
+        let (num_seqs, rows) = (seqs.len(), tokens.len());
+        let all = || seqs.clone().flat_map(|s| tokens.clone().map(move |t| (s, t)));
+        let slot = |(s, t): (usize, usize)| (s * max_blocks * KvLayout::DEFAULT_PAGE + t) as i64;
+        Self {
+            input_ids: all().map(|(s, t)| int((s * 31 + t * 7919) % 90_000)).collect(),
+            positions: (0..3).flat_map(|_| all().map(|(_, t)| int(t))).collect(),
+            slot_mapping: all().map(slot).collect(),
+            cu_seqlens: (0..=num_seqs).map(|s| int(s * rows)).collect(),
+            context_lens: vec![int(tokens.end); num_seqs],
+            block_tables: (int(seqs.start * max_blocks)..int(seqs.end * max_blocks)).collect(),
+            logit_rows: (1..=num_seqs).map(|s| int(s * rows) - 1).collect(),
+            max_blocks,
+        }
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        Batch {
+            input_ids: &self.input_ids,
+            positions: &self.positions,
+            slot_mapping: &self.slot_mapping,
+            cu_seqlens: &self.cu_seqlens,
+            context_lens: &self.context_lens,
+            block_tables: &self.block_tables,
+            max_blocks: self.max_blocks,
+            logit_rows: &self.logit_rows,
+            image: None,
+        }
+    }
+}
+
+/// A decoder with memory for some sequences.
+pub(super) struct Session {
+    stream: Stream,
+    decoder: Decoder,
+    cache: KvCache,
+    workspace: Workspace,
+    sampler: Sampler,
+    pub(super) max_blocks: usize,
+}
+
+impl Session {
+    /// For steps of up to `max_tokens`, of `num_seqs` sequences of up to `max_len` tokens.
+    pub(super) fn open(
+        bench: &Bench,
+        config: &ModelConfig,
+        (num_seqs, max_len): (usize, usize),
+        max_tokens: usize,
+    ) -> anyhow::Result<Self> {
+        let device = &bench.device;
+        let weights = WeightSource::dummy(config, SEED)?;
+        let decoder = Decoder::load(config, &weights, device, MAX_MODEL_LEN)?;
+        let max_blocks = max_len.div_ceil(KvLayout::DEFAULT_PAGE);
+        let cache = decoder.new_kv_cache(num_seqs * max_blocks, device.activation_dtype())?;
+        let mut workspace =
+            decoder.new_workspace(BatchLimits { max_tokens, max_seqs: num_seqs, max_logit_rows: num_seqs })?;
+        decoder.tune(device.stream(), &mut workspace)?;
+        let sampler = Sampler::new(device, num_seqs, config.text.vocab_size)?;
+        Ok(Self { stream: device.stream().clone(), decoder, cache, workspace, sampler, max_blocks })
+    }
+
+    /// Fills the caches of the first sequences with `len` tokens, so that no attention reads zeros.
+    pub(super) fn fill(&mut self, num_seqs: usize, len: usize) -> anyhow::Result<()> {
+        let limits = BatchLimits { max_tokens: len, max_seqs: 1, max_logit_rows: 1 };
+        let mut workspace = self.decoder.new_workspace(limits)?;
+        for seq in 0..num_seqs {
+            let step = Step::new(seq..seq + 1, 0..len, self.max_blocks);
+            self.decoder.forward(&self.stream, &step.batch(), &mut self.cache, &mut workspace)?;
+        }
+        Ok(self.stream.synchronize()?)
+    }
+
+    /// A step without sampling.
+    pub(super) fn forward(&mut self, step: &Step) -> anyhow::Result<()> {
+        self.decoder.forward(&self.stream, &step.batch(), &mut self.cache, &mut self.workspace)?;
+        Ok(())
+    }
+
+    /// A step, and a token for each of its sequences.
+    pub(super) fn sample(&mut self, step: &Step, states: &mut [&mut SamplerState]) -> anyhow::Result<()> {
+        let logits = self.decoder.forward(&self.stream, &step.batch(), &mut self.cache, &mut self.workspace)?;
+        for token in self.sampler.sample(&self.stream, logits, states)? {
+            token?;
+        }
+        Ok(())
+    }
+}
+
+/// What a step of `rows` tokens of each of `num_seqs` sequences must do, which then have `context` tokens: the embedding
+/// table apart, weights are read once, and logits made of each sequence's last row.
+pub(super) fn step_cost(config: &ModelConfig, num_seqs: usize, rows: usize, context: usize) -> Cost {
+    let text = &config.text;
+    let (heads, kv_heads) = (text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim);
+    let layer = text.hidden_size * (2 * heads + 2 * kv_heads + 3 * text.intermediate_size);
+    let lm_head = text.vocab_size * text.hidden_size;
+    let weights = text.num_hidden_layers * layer + lm_head;
+    let kv = 2 * text.num_hidden_layers * kv_heads * context * num_seqs;
+    let seen = num_seqs as f64 * ((rows * context) as f64 - (rows * (rows - 1)) as f64 / 2.0);
+    let products = 2.0 * (text.num_hidden_layers * num_seqs * rows) as f64 * layer as f64;
+    let attention = 4.0 * text.num_hidden_layers as f64 * seen * heads as f64;
+    let flops = products + attention + 2.0 * (num_seqs * lm_head) as f64;
+    Cost { bytes: (BF16 * (weights + kv)) as f64, flops }
+}
