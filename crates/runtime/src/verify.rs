@@ -14,7 +14,7 @@ use crate::{LoadFormat, ModelOptions, Picture, Reference, ReferenceCase, Runtime
 
 /// How many times the reference's own bfloat16 error ours may be, over all prompts together.
 pub const MAX_NOISE_RATIO: f64 = 1.5;
-/// The same for each prompt alone: the error of a single row of logits varies far more than that of many.
+/// How many times that of all prompts together one prompt's error may be: a single row of logits varies far more than many.
 pub const MAX_CASE_NOISE_RATIO: f64 = 4.0;
 
 /// Two sets of logits: ours, and the reference's own in bfloat16, both against its float32.
@@ -67,13 +67,15 @@ pub struct CaseReport {
     pub wrong_best: usize,
     /// All steps: behind the prompt and behind each forced token.
     pub steps: usize,
+    /// The reference's own bfloat16 error over all prompts and steps.
+    pub noise: f64,
 }
 
 impl CaseReport {
     /// Whether the prompt is the same and nothing is off by more than a single prompt's noise.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        let within = |error: &LogitError| error.noise_ratio() <= MAX_CASE_NOISE_RATIO;
+        let within = |error: &LogitError| error.error <= MAX_CASE_NOISE_RATIO * self.noise;
         self.same_prompt && within(&self.logits) && within(&self.forced) && self.wrong_best == 0
     }
 }
@@ -126,10 +128,11 @@ pub fn verify(
         }
     };
     let options = &ModelOptions { load_format, ..options.clone() };
+    let noise = noise(reference);
     let verifier = Verifier::open(folder, options, on_progress)?;
     let mut reports = Vec::with_capacity(reference.cases.len());
     for case in &reference.cases {
-        let report = verifier.case(case)?;
+        let report = verifier.case(case, noise)?;
         on_case(&report);
         reports.push(report);
     }
@@ -175,11 +178,11 @@ impl Verifier {
         Ok(Self { device, processor, tower, decoder })
     }
 
-    fn case(&self, case: &ReferenceCase) -> Result<CaseReport, RuntimeError> {
+    fn case(&self, case: &ReferenceCase, noise: f64) -> Result<CaseReport, RuntimeError> {
         let request = self.prepare(case)?;
         let ids: Vec<u32> = request.input_ids.iter().map(|id| id.0).collect();
         let logits = self.logits(&request, &case.forced_ids).map_err(EngineError::from)?;
-        Ok(compare(case, ids == case.prompt_ids, &logits))
+        Ok(compare(case, ids == case.prompt_ids, &logits, noise))
     }
 
     fn prepare(&self, case: &ReferenceCase) -> Result<PreparedRequest, RuntimeError> {
@@ -349,7 +352,16 @@ fn best(row: &[f32]) -> usize {
     best
 }
 
-fn compare(case: &ReferenceCase, same_prompt: bool, logits: &[Vec<f32>]) -> CaseReport {
+/// The reference's own bfloat16 error over all of its prompts and steps.
+fn noise(reference: &Reference) -> f64 {
+    let each = reference.cases.iter().flat_map(|case| {
+        let rows = || case.logits.iter().map(|row| (&row[..], &row[..]));
+        [logit_error(rows().take(1), case.bf16_error), logit_error(rows().skip(1), case.bf16_forced_error)]
+    });
+    LogitError::pooled(each).bf16_error
+}
+
+fn compare(case: &ReferenceCase, same_prompt: bool, logits: &[Vec<f32>], noise: f64) -> CaseReport {
     let pairs = || logits.iter().map(Vec::as_slice).zip(case.logits.iter().map(Vec::as_slice));
     let (mut same_best, mut wrong_best) = (0, 0);
     for (got, expected) in pairs() {
@@ -372,5 +384,6 @@ fn compare(case: &ReferenceCase, same_prompt: bool, logits: &[Vec<f32>]) -> Case
         same_best,
         wrong_best,
         steps: logits.len(),
+        noise,
     }
 }

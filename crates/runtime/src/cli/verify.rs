@@ -51,7 +51,7 @@ fn errors(logits: &LogitError, forced: &LogitError) -> String {
 }
 
 fn line(case: &CaseReport) -> String {
-    let CaseReport { name, prompt_tokens, logits, forced, same_best, wrong_best, steps, same_prompt } = case;
+    let CaseReport { name, prompt_tokens, logits, forced, same_best, wrong_best, steps, same_prompt, .. } = case;
     let prompt = if *same_prompt { "as the reference's" } else { "NOT THE REFERENCE'S" };
     let errors = errors(logits, forced);
     let verdict = verdict(case.is_good());
