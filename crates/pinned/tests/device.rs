@@ -3,7 +3,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use foveal_device::{DType, Device, DeviceError, Tensor, allocation_count, counters};
 use foveal_pinned::{PinnedError, PinnedPool, install};
@@ -32,6 +32,12 @@ unsafe impl GlobalAlloc for Counting {
         // SAFETY: the caller keeps to `dealloc`'s contract.
         unsafe { System.dealloc(ptr, layout) }
     }
+}
+
+/// Tests run one after another: some read counters of the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A GPU with a pool of its own behind its uploads; without one the test says so and is over. With `FOVEAL_REQUIRE_GPU`
@@ -153,25 +159,28 @@ fn a_steady_step_allocates_nothing(device: &Device, pool: &PinnedPool) {
 
 #[test]
 fn bytes_arrive_on_the_cpu() {
+    let _alone = alone();
     let (device, pool) = cpu(256 * MIB);
     bytes_arrive(&device, &pool);
 }
 
 #[test]
 fn blocks_are_reused_under_pressure_on_the_cpu() {
+    let _alone = alone();
     let (device, pool) = cpu(4 * MIB);
     blocks_are_reused_under_pressure(&device, &pool);
 }
 
 #[test]
 fn a_steady_step_allocates_nothing_on_the_cpu() {
+    let _alone = alone();
     let (device, pool) = cpu(4 * MIB);
     a_steady_step_allocates_nothing(&device, &pool);
 }
 
-/// One test, since it reads counters of the whole process.
 #[test]
 fn a_gpu_gets_its_bytes_from_page_locked_memory_alone() {
+    let _alone = alone();
     let Some((device, pool)) = gpu(256 * MIB) else { return };
     bytes_arrive(&device, &pool);
     let stats = pool.stats();
@@ -193,6 +202,7 @@ fn a_gpu_gets_its_bytes_from_page_locked_memory_alone() {
 
 #[test]
 fn a_pool_of_the_host_serves_no_gpu() {
+    let _alone = alone();
     let Some((device, _)) = gpu(MIB) else { return };
     let (_, pool) = cpu(MIB);
     let mut to = Tensor::zeros(&device, DType::U8, &[4]).unwrap();
@@ -203,6 +213,7 @@ fn a_pool_of_the_host_serves_no_gpu() {
 
 #[test]
 fn a_pool_of_a_gpu_serves_the_host() {
+    let _alone = alone();
     let Some((_, pool)) = gpu(MIB) else { return };
     let (device, _) = cpu(MIB);
     let mut to = Tensor::zeros(&device, DType::U8, &[4]).unwrap();

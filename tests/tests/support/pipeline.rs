@@ -1,22 +1,13 @@
 //! A reference checkpoint's parts, driven by hand: the engine gives tokens, not logits.
 
-use foveal_device::{DType, Readback, Tensor};
+use foveal_device::{Tensor, View};
 use foveal_engine::Engine;
 use foveal_kernels::KvLayout;
 use foveal_llm::{Batch, BatchLimits, Decoder, ImageRows, KvCache, Workspace};
 use foveal_types::PreparedRequest;
 use foveal_vision::{Patches, VisionInput, VisionOutput, VisionTower};
-use half::bf16;
 
 use crate::support::{MAX_MODEL_LEN, Reference};
-
-/// A float tensor's elements, from whichever device has them.
-pub(crate) fn floats(tensor: &Tensor) -> Vec<f32> {
-    match tensor.dtype() {
-        DType::BF16 => tensor.to_vec::<bf16>().unwrap().iter().map(|x| x.to_f32()).collect(),
-        _ => tensor.to_vec::<f32>().unwrap(),
-    }
-}
 
 /// One model's parts, put together by hand.
 pub(crate) struct Pipeline {
@@ -31,12 +22,6 @@ pub(crate) struct Features {
     /// `[num_embeds, hidden_size]`
     pub(crate) embeds: Tensor,
     pub(crate) deepstack: Vec<Tensor>,
-}
-
-impl Features {
-    pub(crate) fn levels(&self) -> impl Iterator<Item = &Tensor> {
-        std::iter::once(&self.embeds).chain(&self.deepstack)
-    }
 }
 
 impl Pipeline {
@@ -62,10 +47,11 @@ impl Pipeline {
                 VisionInput { grid: image.grid_thw.into(), patches: patches(image.pixels.bytes()) }
             })
             .collect();
+        (!inputs.is_empty()).then(|| self.encode_inputs(&inputs))
+    }
+
+    pub(crate) fn encode_inputs(&self, inputs: &[VisionInput<'_>]) -> Features {
         let rows: usize = inputs.iter().map(|input| self.tower.num_tokens(input.grid)).sum();
-        if rows == 0 {
-            return None;
-        }
         let device = &self.reference.device;
         let tensor =
             || Tensor::zeros(device, device.activation_dtype(), &[rows, self.tower.out_hidden_size()]).unwrap();
@@ -76,41 +62,25 @@ impl Pipeline {
             embeds: embeds.view_mut().unwrap(),
             deepstack: deepstack.iter_mut().map(|level| level.view_mut().unwrap()).collect(),
         };
-        self.tower.encode(self.reference.device.stream(), &inputs, &mut workspace, out).unwrap();
-        Some(Features { embeds, deepstack })
+        self.tower.encode(device.stream(), inputs, &mut workspace, out).unwrap();
+        Features { embeds, deepstack }
     }
 
-    /// Logits after the whole prompt, and after each of the forced tokens.
-    pub(crate) fn logits(
-        &self,
-        request: &PreparedRequest,
-        features: Option<&Features>,
-        forced: &[u32],
-    ) -> Vec<Vec<f32>> {
-        let n = request.input_ids.len();
-        let num_blocks = (n + forced.len()).div_ceil(KvLayout::DEFAULT_PAGE);
-        let mut run = Run {
+    /// Memory for one sequence, fed in steps of up to `max_tokens`.
+    pub(crate) fn run(&self, sequence_len: usize, max_tokens: usize) -> Run<'_> {
+        let num_blocks = sequence_len.div_ceil(KvLayout::DEFAULT_PAGE);
+        Run {
             pipeline: self,
             cache: self.decoder.new_kv_cache(num_blocks, self.reference.device.activation_dtype()).unwrap(),
-            workspace: self
-                .decoder
-                .new_workspace(BatchLimits { max_tokens: n, max_seqs: 1, max_logit_rows: 1 })
-                .unwrap(),
+            workspace: self.decoder.new_workspace(BatchLimits { max_tokens, max_seqs: 1, max_logit_rows: 1 }).unwrap(),
             // Pages in reverse, so that a block table that is not looked at is found out.
             block_table: (0..i32::try_from(num_blocks).unwrap()).rev().collect(),
-        };
-        let ids: Vec<i32> = request.input_ids.iter().map(|id| id.0.cast_signed()).collect();
-        let mut logits = vec![run.step(0, &ids, &request.positions, image_index(request).as_deref(), features)];
-        for (i, &token) in forced.iter().enumerate() {
-            let position = i32::try_from(n + i).unwrap() + request.rope_delta;
-            logits.push(run.step(n + i, &[token.cast_signed()], &[position; 3], None, None));
         }
-        logits
     }
 }
 
 /// Which embedding each row of the prompt takes; none for a prompt of text alone.
-pub(crate) fn image_index(request: &PreparedRequest) -> Option<Vec<i32>> {
+fn image_index(request: &PreparedRequest) -> Option<Vec<i32>> {
     let mut index = vec![-1; request.input_ids.len()];
     for (embed, row) in request.image_token_ranges.iter().cloned().flatten().enumerate() {
         index[row] = i32::try_from(embed).unwrap();
@@ -119,7 +89,7 @@ pub(crate) fn image_index(request: &PreparedRequest) -> Option<Vec<i32>> {
 }
 
 /// One sequence on its way through the decoder.
-struct Run<'p> {
+pub(crate) struct Run<'p> {
     pipeline: &'p Pipeline,
     cache: KvCache,
     workspace: Workspace,
@@ -127,6 +97,31 @@ struct Run<'p> {
 }
 
 impl Run<'_> {
+    /// The prompt in chunks; gives the logits behind its last token.
+    pub(crate) fn prefill(&mut self, request: &PreparedRequest, features: Option<&Features>, chunk: usize) -> View<'_> {
+        let n = request.input_ids.len();
+        let ids: Vec<i32> = request.input_ids.iter().map(|id| id.0.cast_signed()).collect();
+        let index = image_index(request);
+        // The last chunk apart: its logits are lent out.
+        let last = (n - 1) / chunk * chunk;
+        let positions = |start: usize, end: usize| -> Vec<i32> {
+            request.positions.chunks_exact(n).flat_map(|axis| &axis[start..end]).copied().collect()
+        };
+        let index = |start: usize, end: usize| index.as_ref().map(|index| &index[start..end]);
+        for start in (0..last).step_by(chunk) {
+            let end = start + chunk;
+            self.step(start, &ids[start..end], &positions(start, end), index(start, end), features);
+        }
+        self.step(last, &ids[last..], &positions(last, n), index(last, n), features)
+    }
+
+    /// The answer's token number `i`; gives the logits behind it.
+    pub(crate) fn decode(&mut self, request: &PreparedRequest, i: usize, token: u32) -> View<'_> {
+        let row = request.input_ids.len() + i;
+        let position = i32::try_from(row).unwrap() + request.rope_delta;
+        self.step(row, &[token.cast_signed()], &[position; 3], None, None)
+    }
+
     fn step(
         &mut self,
         start: usize,
@@ -134,7 +129,7 @@ impl Run<'_> {
         positions: &[i32],
         index: Option<&[i32]>,
         features: Option<&Features>,
-    ) -> Vec<f32> {
+    ) -> View<'_> {
         let page = KvLayout::DEFAULT_PAGE;
         let end = start + ids.len();
         let slot = |row: usize| i64::from(self.block_table[row / page]) * page as i64 + (row % page) as i64;
@@ -159,9 +154,6 @@ impl Run<'_> {
             image,
         };
         let (decoder, stream) = (&self.pipeline.decoder, self.pipeline.reference.device.stream());
-        let logits = decoder.forward(stream, &batch, &mut self.cache, &mut self.workspace).unwrap();
-        let len_bytes = logits.len_bytes();
-        let mut readback = Readback::new(&self.pipeline.reference.device, len_bytes).unwrap();
-        readback.read(stream, &[logits]).unwrap().slice::<f32>(0).unwrap().to_vec()
+        decoder.forward(stream, &batch, &mut self.cache, &mut self.workspace).unwrap()
     }
 }
