@@ -1,16 +1,21 @@
-//! Every reference case of HF transformers through the whole pipeline: processor, vision tower, decoder, engine.
+//! Every reference case of HF transformers through the whole pipeline on the CPU: processor, vision tower, decoder, engine.
+//! `gpu.rs` has the same for a GPU, with a GPU's limits.
 
+#[path = "support/compare.rs"]
+mod compare;
 #[path = "support/pipeline.rs"]
 mod pipeline;
 mod support;
+#[path = "support/video.rs"]
+mod video;
 
+use compare::check_prompt;
 use foveal_device::Device;
-use foveal_mrope::VideoMeta;
-use foveal_processor::{ContentPart, ImageInput, VideoFrames};
-use foveal_testkit::{Golden, GoldenCase, assert_close, max_abs_relative_to_max};
-use foveal_types::{PreparedRequest, TokenId, TokenOutput};
-use pipeline::{Features, Pipeline, floats};
+use foveal_testkit::{GoldenCase, assert_bitwise_equal, assert_close};
+use foveal_types::{TokenId, TokenOutput};
+use pipeline::Pipeline;
 use support::{Reference, answer};
+use video::{BETWEEN_TIMESTAMPS, BY_FRAME_INDEX, IN_SECONDS, Limits, Video};
 
 /// Features may differ by this share of the reference's largest value.
 const MAX_FEATURE_ERROR: f64 = 1e-3;
@@ -39,48 +44,74 @@ fn check_greedy(case: &GoldenCase, tokens: &[TokenOutput]) {
     }
 }
 
+fn open(family: &str) -> Reference {
+    Reference::open(family, Device::cpu(2).unwrap())
+}
+
 fn check_family(family: &str) {
-    let pipeline = Pipeline::open(Reference::open(family, Device::cpu(2).unwrap()));
+    let pipeline = Pipeline::open(open(family));
     let Reference { golden, processor, .. } = &pipeline.reference;
     assert_eq!(golden.cases().len(), 14);
+    let engine = pipeline.engine();
+    let mut feature_errors = pipeline.reference_video_errors();
     for case in golden.cases() {
         let request = pipeline.reference.prepare(case);
         check_prompt(case, &request);
         let features = pipeline.encode(&request);
         assert_eq!(features.is_some(), !case.images.is_empty());
-        if let Some(features) = &features {
-            check_features(golden, case, features);
-        }
-        let logits = pipeline.logits(&request, features.as_ref(), &case.forced_ids);
+        feature_errors.extend(features.iter().flat_map(|features| features.case_errors(golden, case)));
+        let logits = pipeline.logits(&request, features.as_ref(), &case.forced_ids, usize::MAX);
         let expected = golden.array(&format!("{}.logits", case.name));
         assert_close(&logits[0], &expected.values, MAX_LOGIT_ERROR, 0.0);
         let expected = golden.array(&format!("{}.forced_logits", case.name));
         assert_eq!(expected.shape[0], 12);
         assert_close(&logits[1..].concat(), &expected.values, MAX_LOGIT_ERROR, 0.0);
 
-        let tokens = answer(&pipeline.engine, request);
+        let tokens = answer(&engine, request);
         check_greedy(case, &tokens);
         if family == "tiny" {
             let ids: Vec<TokenId> = tokens.iter().map(|token| token.token_id).collect();
             assert_eq!(processor.tokenizer().decode(&ids), case.text);
         }
     }
+    for (name, error) in feature_errors {
+        assert!(error <= MAX_FEATURE_ERROR, "{name}: {error}");
+    }
+}
+
+/// Where a prompt is cut changes no bit of its logits, nor of those behind it.
+#[test]
+fn chunks_give_the_same_logits() {
+    let pipeline = Pipeline::open(open("tiny"));
+    for name in ["two_images", "text_long"] {
+        let case = pipeline.reference.golden.case(name);
+        let request = pipeline.reference.prepare(case);
+        let features = pipeline.encode(&request);
+        let logits = |chunk| pipeline.logits(&request, features.as_ref(), &case.forced_ids[..2], chunk).concat();
+        let whole = logits(usize::MAX);
+        for chunk in [7, 48] {
+            assert_bitwise_equal(&logits(chunk), &whole);
+        }
+    }
+}
+
+fn check_video(video: &Video) {
+    video::check_video(open(video.family), video, &Limits { feature: MAX_FEATURE_ERROR, logit: 1e-3 });
 }
 
 #[test]
 fn a_video_between_timestamps_is_its_frames() {
-    check_video("tiny", 2, 1);
+    check_video(&BETWEEN_TIMESTAMPS);
 }
 
 #[test]
 fn a_video_in_seconds_is_its_frames_further_apart() {
-    let tokens_per_second = 4;
-    check_video("qwen2_5_vl", 1, tokens_per_second * WHOLE_SECONDS);
+    check_video(&IN_SECONDS);
 }
 
 #[test]
 fn a_video_by_frame_index_is_its_frames() {
-    check_video("qwen2_vl", 1, 1);
+    check_video(&BY_FRAME_INDEX);
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! A reference checkpoint's parts, driven by hand: the engine gives tokens, not logits.
 
 use foveal_device::{Tensor, View};
-use foveal_engine::Engine;
 use foveal_kernels::KvLayout;
 use foveal_llm::{Batch, BatchLimits, Decoder, ImageRows, KvCache, Workspace};
 use foveal_types::PreparedRequest;
@@ -12,9 +11,8 @@ use crate::support::{MAX_MODEL_LEN, Reference};
 /// One model's parts, put together by hand.
 pub(crate) struct Pipeline {
     pub(crate) reference: Reference,
-    pub(crate) tower: VisionTower,
-    pub(crate) decoder: Decoder,
-    pub(crate) engine: Engine,
+    tower: VisionTower,
+    decoder: Decoder,
 }
 
 /// What the tower gives for a request, on its device.
@@ -31,8 +29,6 @@ impl Pipeline {
         Self {
             tower: VisionTower::load(&config.vision, *normalisation, &weights, device).unwrap(),
             decoder: Decoder::load(config, &weights, device, MAX_MODEL_LEN).unwrap(),
-            // Chunks that cut through pictures.
-            engine: reference.engine().max_num_batched_tokens(48).build().unwrap(),
             reference,
         }
     }
@@ -50,6 +46,7 @@ impl Pipeline {
         (!inputs.is_empty()).then(|| self.encode_inputs(&inputs))
     }
 
+    /// Some pictures or videos in one batch.
     pub(crate) fn encode_inputs(&self, inputs: &[VisionInput<'_>]) -> Features {
         let rows: usize = inputs.iter().map(|input| self.tower.num_tokens(input.grid)).sum();
         let device = &self.reference.device;
