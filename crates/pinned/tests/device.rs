@@ -151,6 +151,13 @@ fn a_steady_step_allocates_nothing(device: &Device, pool: &PinnedPool) {
         device.stream().write(&frozen[10..20], to.rows_mut(0..10).unwrap()).unwrap();
         device.stream().synchronize().unwrap();
     };
+    // As many small blocks as can be in flight at once, whether or not a step finds the last copy ended.
+    let mut scratch = [(); 4].map(|()| Tensor::zeros(device, DType::U8, &[3000]).unwrap());
+    let blocks = [(); 4].map(|()| pool.acquire(3000).unwrap());
+    for (block, to) in blocks.into_iter().zip(&mut scratch) {
+        block.copy_to(device.stream(), 0..3000, to.view_mut().unwrap()).unwrap();
+    }
+    device.stream().synchronize().unwrap();
     (0..4).for_each(|_| step());
     let before = (ALLOCATIONS.get(), pool.stats().blocks);
     (0..100).for_each(|_| step());
@@ -195,8 +202,8 @@ fn a_gpu_gets_its_bytes_from_page_locked_memory_alone() {
     a_steady_step_allocates_nothing(&device, &small);
     let before = allocation_count();
     a_steady_step_allocates_nothing(&device, &small);
-    // The test's own tensor.
-    assert_eq!(allocation_count(), before + 1);
+    // The test's own tensors.
+    assert_eq!(allocation_count(), before + 5);
     assert_eq!(counters().pageable_copies, 0);
 }
 
