@@ -132,8 +132,11 @@ impl Measured {
             worst / noise
         );
         assert!(logits.ratio() <= MAX_NOISE_RATIO && forced.ratio() <= MAX_NOISE_RATIO, "{what}");
+        // Transformers' own worst case may be further out than that: a single row is.
+        let worst_noise = named().map(|(_, (logits, forced))| logits.noise().max(forced.noise())).fold(0.0, f64::max);
+        let limit = (MAX_CASE_RATIO * noise).max(MAX_NOISE_RATIO * worst_noise);
         for (name, (logits, forced)) in named() {
-            let within = |squares: &Squares| squares.error() <= MAX_CASE_RATIO * noise;
+            let within = |squares: &Squares| squares.error() <= limit;
             assert!(within(logits) && within(forced), "{what} {name}: {} {}", logits.error(), forced.error());
         }
     }
