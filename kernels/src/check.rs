@@ -47,6 +47,15 @@ impl Op {
         }
     }
 
+    /// `view` must begin where 16 bytes can be moved at once; on CUDA.
+    pub(crate) fn aligned(self, arg: &'static str, view: &View<'_>) -> Result<(), OpError> {
+        let ptr = view.device_ptr().map_err(|source| self.device(source))?;
+        match ptr.is_multiple_of(16) {
+            true => Ok(()),
+            false => Err(OpError::Mismatch { op: self.0, arg, reason: "is not aligned to 16 bytes" }),
+        }
+    }
+
     pub(crate) fn slice<'a, T: Element>(self, view: &View<'a>) -> Result<&'a [T], OpError> {
         view.as_slice().map_err(|source| self.device(source))
     }

@@ -2,11 +2,13 @@
 
 use foveal_device::{Header, KernelSpec};
 
-/// Everything that a kernel may include.
-pub(crate) const HEADERS: &[Header] = &[
-    Header { name: "prelude.cuh", text: include_str!("../include/prelude.cuh") },
-    Header { name: "attention.cuh", text: include_str!("../include/attention.cuh") },
-];
+/// Elements, packs of 16 bytes and warp sums: what every kernel includes.
+pub(crate) const PRELUDE: Header = Header { name: "prelude.cuh", text: include_str!("../include/prelude.cuh") };
+/// Fragments and the online softmax of both attentions.
+pub(crate) const ATTENTION: Header = Header { name: "attention.cuh", text: include_str!("../include/attention.cuh") };
+
+/// What a kernel without headers of its own may include.
+pub(crate) const HEADERS: &[Header] = &[PRELUDE, ATTENTION];
 
 /// Every kernel variant that the published models use: what is compiled ahead for a host without a compiler, and what is
 /// checked for spills.

@@ -5,13 +5,13 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, Header, KernelSource, 
 
 use super::plan::{HEADER_INTS, ITEM_INTS, NUM_WARPS, QUEUE_COUNTERS, Tiles, work_size};
 use super::{OP, PLAN, PagedAttention, Plan, Sizes, Work};
-use crate::check::Op;
+use crate::packs::blocks;
 use crate::{KvLayout, OpError};
 
 /// What the two kernels include: the crate's own headers, and those that they alone share.
 const HEADERS: &[Header] = &[
-    Header { name: "prelude.cuh", text: include_str!("../../include/prelude.cuh") },
-    Header { name: "attention.cuh", text: include_str!("../../include/attention.cuh") },
+    crate::cuda::PRELUDE,
+    crate::cuda::ATTENTION,
     Header { name: "paged_work.cuh", text: include_str!("../../include/paged_work.cuh") },
     Header { name: "paged_attention.cuh", text: include_str!("../../include/paged_attention.cuh") },
 ];
@@ -55,7 +55,8 @@ pub(super) fn plan(stream: &CudaStream, args: &Plan<'_>, num_seqs: usize) -> Res
     if max_items == 0 || num_heads == 0 {
         return Err(PLAN.bad_shape("list", list.shape(), "as `work_size` says".to_owned()));
     }
-    aligned(PLAN, "list", &list)?;
+    // Items, rows and partial results are moved 16 bytes at a time.
+    PLAN.aligned("list", &list)?;
     let (_, num_ctas) = grid(stream, layout);
     let run = || -> Result<(), DeviceError> {
         let mut params = Args::new();
@@ -91,21 +92,12 @@ pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, si
         return Err(OP.bad_shape("q", args.q.shape(), expected));
     }
     for (arg, view) in [("q", &args.q), ("k_cache", &args.k_cache), ("v_cache", &args.v_cache), ("out", &out)] {
-        aligned(OP, arg, view)?;
+        OP.aligned(arg, view)?;
     }
     let reason = "is needed on CUDA: the list that `plan` has written, and memory for partial results";
     let work = args.work.as_ref().ok_or(OpError::Mismatch { op: OP.0, arg: "work", reason })?;
     check_work(work, sizes, args.layout, stream.num_sms() as usize)?;
     launch(stream, args, work, sizes).map_err(|source| OP.device(source))
-}
-
-/// Rows, items and partial results are moved 16 bytes at a time.
-fn aligned(op: Op, arg: &'static str, view: &View<'_>) -> Result<(), OpError> {
-    let ptr = view.device_ptr().map_err(|source| op.device(source))?;
-    match ptr.is_multiple_of(16) {
-        true => Ok(()),
-        false => Err(OpError::Mismatch { op: op.0, arg, reason: "is not aligned to 16 bytes" }),
-    }
 }
 
 /// Enough memory for any batch of these shapes.
@@ -114,7 +106,7 @@ fn check_work(work: &Work<'_>, sizes: Sizes, layout: KvLayout, num_sms: usize) -
     let (counters, partials) = (work.counters.as_view(), work.partials.as_view());
     let enough = |arg, view: &View<'_>, dtype, expected, len: usize| {
         OP.dtype(arg, view.dtype(), dtype, expected)?;
-        aligned(OP, arg, view)?;
+        OP.aligned(arg, view)?;
         let shape: &Shape = view.shape();
         if shape.num_elements() < len {
             Err(OP.bad_shape(arg, shape, format!("{len} elements or more")))
@@ -146,8 +138,8 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     params.usize_as_i32(sizes.num_blocks)?.usize_as_i32(sizes.num_seqs)?.usize_as_i32(sizes.max_blocks)?;
     params.usize_as_i32(num_items)?.usize_as_i32(num_slots)?;
     params.f32(scale).u32(flip);
-    let grid = i32::try_from(num_ctas).map_err(|_| DeviceError::TooLarge { value: num_ctas })?.cast_unsigned();
-    let launch = Launch::new([grid, 1, 1], [32 * NUM_WARPS as u32, 1, 1]).shared_bytes(tiles.shared_bytes() as u32);
+    let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
+        .shared_bytes(tiles.shared_bytes() as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
     // counters and partial results for every slot; the kernel bounds rows by n, pages by their table and blocks by the
     // cache, and passes over an item of the list that doesn't keep within these sizes.

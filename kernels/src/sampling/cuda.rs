@@ -12,7 +12,7 @@ use crate::check::Op;
 use crate::packs::blocks;
 
 static HEADERS: &[Header] = &[
-    Header { name: "prelude.cuh", text: include_str!("../../include/prelude.cuh") },
+    crate::cuda::PRELUDE,
     Header { name: "sampling.cuh", text: include_str!("../../include/sampling.cuh") },
     Header { name: "sampling_row.cuh", text: include_str!("../../include/sampling_row.cuh") },
 ];

@@ -1,10 +1,11 @@
 //! The CUDA launcher.
 #![allow(unsafe_code)]
 
-use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Shape, View};
+use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Shape};
 
 use super::{OP, Sizes, VarlenAttention};
 use crate::OpError;
+use crate::packs::blocks;
 
 static SOURCE: KernelSource =
     KernelSource { name: "varlen_attention", text: include_str!("kernel.cu"), headers: crate::cuda::HEADERS };
@@ -71,7 +72,7 @@ fn plan(sizes: Sizes, num_segments: usize, num_sms: usize) -> Plan {
 }
 
 pub(super) fn varlen_attention(stream: &CudaStream, args: &VarlenAttention<'_>, sizes: Sizes) -> Result<(), OpError> {
-    let num_segments = args.cu_seqlens.shape().iter().product::<usize>().saturating_sub(1);
+    let num_segments = args.cu_seqlens.shape().num_elements().saturating_sub(1);
     run(stream, args, sizes, plan(sizes, num_segments, stream.num_sms() as usize))
 }
 
@@ -91,21 +92,13 @@ pub(super) fn run(stream: &CudaStream, args: &VarlenAttention<'_>, sizes: Sizes,
     if num_heads > MAX_HEADS {
         return unfit("qkv", args.qkv.shape(), "32767 heads at most, on CUDA");
     }
-    let Some(num_segments @ 1..) = args.cu_seqlens.shape().iter().product::<usize>().checked_sub(1) else {
+    let Some(num_segments @ 1..) = args.cu_seqlens.shape().num_elements().checked_sub(1) else {
         return unfit("cu_seqlens", args.cu_seqlens.shape(), "2 lengths or more, as there are rows");
     };
-    aligned("qkv", &args.qkv)?;
-    aligned("out", &out)?;
+    // Rows are copied 16 bytes at a time.
+    OP.aligned("qkv", &args.qkv)?;
+    OP.aligned("out", &out)?;
     launch(stream, args, sizes, num_segments, plan).map_err(|source| OP.device(source))
-}
-
-/// Rows are copied 16 bytes at a time.
-fn aligned(arg: &'static str, view: &View<'_>) -> Result<(), OpError> {
-    let ptr = view.device_ptr().map_err(|source| OP.device(source))?;
-    match ptr.is_multiple_of(16) {
-        true => Ok(()),
-        false => Err(OpError::Mismatch { op: OP.0, arg, reason: "is not aligned to 16 bytes" }),
-    }
 }
 
 fn launch(
@@ -119,9 +112,8 @@ fn launch(
     let mut params = Args::new();
     params.ptr(&args.qkv)?.ptr(&args.cu_seqlens)?.ptr_mut(&args.out)?;
     params.usize_as_i32(n)?.usize_as_i32(num_segments)?.usize_as_i32(num_heads)?.f32(args.scale);
-    // A segment begins on a slot of its own: see the kernel. The grid's first dimension goes to 2^31 - 1.
-    let slots = n / plan.tile() + num_segments;
-    let slots = i32::try_from(slots).map_err(|_| DeviceError::TooLarge { value: slots })?.cast_unsigned();
+    // A segment begins on a slot of its own: see the kernel.
+    let slots = blocks(n / plan.tile() + num_segments, 1)?;
     let launch = Launch::new([slots, num_heads as u32, 1], [32 * NUM_WARPS as u32, 1, 1]);
     let launch = launch.shared_bytes(plan.shared_bytes() as u32);
     // SAFETY: `VarlenAttention::check` has found the operands of the sizes that the parameters tell, `run` that rows are of
