@@ -4,6 +4,8 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+use crate::F8E4M3;
+
 /// The element type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -14,6 +16,8 @@ pub enum DType {
     BF16,
     /// IEEE binary16.
     F16,
+    /// FP8 with four bits of exponent: quantised weights, activations and caches. See [`F8E4M3`].
+    F8E4M3,
     /// Unsigned bytes: pixels, and quantised weights as they lie in the file.
     U8,
     /// Token ids, row indices (-1: none), lengths.
@@ -29,7 +33,7 @@ impl DType {
         match self {
             Self::F32 | Self::I32 => 4,
             Self::BF16 | Self::F16 => 2,
-            Self::U8 => 1,
+            Self::F8E4M3 | Self::U8 => 1,
             Self::I64 => 8,
         }
     }
@@ -41,6 +45,7 @@ impl fmt::Display for DType {
             Self::F32 => "f32",
             Self::BF16 => "bf16",
             Self::F16 => "f16",
+            Self::F8E4M3 => "f8_e4m3",
             Self::U8 => "u8",
             Self::I32 => "i32",
             Self::I64 => "i64",
@@ -67,4 +72,4 @@ macro_rules! element {
     )*};
 }
 
-element!(f32 => F32, bf16 => BF16, f16 => F16, u8 => U8, i32 => I32, i64 => I64);
+element!(f32 => F32, bf16 => BF16, f16 => F16, F8E4M3 => F8E4M3, u8 => U8, i32 => I32, i64 => I64);

@@ -26,6 +26,7 @@ mod cuda;
 mod device;
 mod dtype;
 mod error;
+mod f8;
 mod fill;
 mod kernel_source;
 mod libraries;
@@ -47,6 +48,7 @@ pub use cuda::{
 pub use device::{Device, DeviceKind, Stream};
 pub use dtype::{DType, Element};
 pub use error::DeviceError;
+pub use f8::F8E4M3;
 pub use fill::{UniformFill, fill_variants};
 pub use kernel_source::{Header, KernelSource, KernelSpec};
 pub use libraries::{CudaVersion, LibraryKind, LibraryStatus};

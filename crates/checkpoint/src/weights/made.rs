@@ -170,6 +170,7 @@ fn file_dtype(dtype: DType) -> Dtype {
         DType::F32 => Dtype::F32,
         DType::BF16 => Dtype::BF16,
         DType::F16 => Dtype::F16,
+        DType::F8E4M3 => Dtype::F8_E4M3,
         DType::I32 => Dtype::I32,
         DType::I64 => Dtype::I64,
         _ => Dtype::U8,

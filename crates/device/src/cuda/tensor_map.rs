@@ -94,7 +94,7 @@ fn data_type(dtype: DType) -> sys::CUtensorMapDataType {
         DType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         DType::BF16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         DType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        DType::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        DType::F8E4M3 | DType::U8 => Type::CU_TENSOR_MAP_DATA_TYPE_UINT8,
         DType::I32 => Type::CU_TENSOR_MAP_DATA_TYPE_INT32,
         DType::I64 => Type::CU_TENSOR_MAP_DATA_TYPE_INT64,
     }
