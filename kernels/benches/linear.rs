@@ -24,6 +24,7 @@ fn run(device: &Device, x: &[f32], m: usize, weight: &[bf16], (n, k): (usize, us
         x: View::from_slice(x, &[m, k]).unwrap(),
         weight: &[weight],
         bias: None,
+        scales: None,
         out: ViewMut::from_slice(out, &[m, n]).unwrap(),
     };
     linear(device.stream(), args).unwrap();

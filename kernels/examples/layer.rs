@@ -36,11 +36,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let args = AddNorm {
             residual: residual.view_mut()?,
             add: add.map(Tensor::view),
+            add_scales: None,
             extra: None,
             weight: norm_weight.view(),
             bias: None,
             kind: NormKind::Rms,
             eps: 1e-6,
+            quantize: None,
             out: out.view_mut()?,
         };
         Ok::<_, Box<dyn std::error::Error>>(add_norm(stream, args)?)
@@ -49,9 +51,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     norm(&mut residual, None, &mut normed)?;
     // Gate and up lie apart in the checkpoint and are one product here.
     let parts = [gate.view(), up.view()];
-    linear(stream, Linear { x: normed.view(), weight: &parts, bias: None, out: gate_up.view_mut()? })?;
-    gated(stream, Gated { gate_up: gate_up.view(), kind: Activation::Silu, out: hidden.view_mut()? })?;
-    linear(stream, Linear { x: hidden.view(), weight: &[down.view()], bias: None, out: mlp_out.view_mut()? })?;
+    linear(stream, Linear { x: normed.view(), weight: &parts, bias: None, scales: None, out: gate_up.view_mut()? })?;
+    gated(
+        stream,
+        Gated {
+            gate_up: gate_up.view(),
+            scales: None,
+            kind: Activation::Silu,
+            quantize: None,
+            out: hidden.view_mut()?,
+        },
+    )?;
+    linear(
+        stream,
+        Linear { x: hidden.view(), weight: &[down.view()], bias: None, scales: None, out: mlp_out.view_mut()? },
+    )?;
     // The next layer's norm adds what this one gave.
     norm(&mut residual, Some(&mlp_out), &mut normed)?;
 

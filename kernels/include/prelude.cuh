@@ -13,6 +13,7 @@ typedef float f32_t;
 // Storage only: arithmetic is float32.
 struct bf16_t { u16_t bits; };
 struct f16_t { u16_t bits; };
+struct f8_e4m3_t { u8_t bits; };
 
 // ---- conversions: exact to float32; to nearest, ties to even, from it ----
 
@@ -35,6 +36,30 @@ template <> __device__ __forceinline__ f16_t from_f32<f16_t>(float x) {
     f16_t y;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
     return y;
+}
+
+// FP8: the cards' own instructions from sm_89 on; before them the same numbers by arithmetic.
+__device__ __forceinline__ float to_f32(f8_e4m3_t x) {
+    // Both formats keep their subnormals on the same footing, so one factor, 2^120, serves all numbers.
+    const u32_t magnitude = x.bits & 0x7fu;
+    const float y = __uint_as_float(magnitude << 20) * __uint_as_float(247u << 23);
+    const float number = __uint_as_float(__float_as_uint(y) | ((u32_t)(x.bits & 0x80u) << 24));
+    return magnitude == 0x7fu ? __uint_as_float(0x7fffffffu) : number;
+}
+template <> __device__ __forceinline__ f8_e4m3_t from_f32<f8_e4m3_t>(float x) {
+#if __CUDA_ARCH__ >= 890
+    u16_t y;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(y) : "f"(0.0f), "f"(x));
+    return {(u8_t)y};
+#else
+    const float magnitude = fabsf(x);
+    const u32_t bits = __float_as_uint(magnitude);
+    u32_t rounded = ((bits + (1u << 19) - 1u + (bits >> 20 & 1u)) >> 20) - (120u << 3);
+    if (magnitude < 0.015625f) rounded = __float_as_uint(magnitude + 16384.0f) - __float_as_uint(16384.0f);
+    if (magnitude >= 448.0f) rounded = 0x7eu;
+    if (x != x) rounded = 0x7fu;
+    return {(u8_t)(rounded | (__float_as_uint(x) >> 24 & 0x80u))};
+#endif
 }
 
 // Two bf16 in one register, `low` in the lower half.
@@ -128,6 +153,42 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const u32_t (&a)[4], u32
                  "{%0, %1, %2, %3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// As `mma_bf16`, f16.
+__device__ __forceinline__ void mma_f16(float (&d)[4], const u32_t (&a)[4], u32_t b0, u32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two f16 in one register, `low` in the lower half.
+__device__ __forceinline__ u32_t pack_f16x2(float low, float high) {
+    u32_t y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+// Four FP8 numbers as f16, which holds them exactly: the lower two, and the upper two.
+__device__ __forceinline__ void widen_f8x4(u32_t x, u32_t& low, u32_t& high) {
+#if __CUDA_ARCH__ >= 890
+    // Volatile: done ahead of time, it would take registers that loads in flight need.
+    asm volatile("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.rn.f16x2.e4m3x2 %0, l; cvt.rn.f16x2.e4m3x2 %1, h; }"
+        : "=r"(low), "=r"(high)
+        : "r"(x));
+#else
+    // Bytes to the upper halves of f16s, which have the same subnormals under an exponent bias larger by 8.
+    const auto widen = [](u32_t bytes) {
+        const u32_t bits = (bytes & 0x80008000u) | (bytes & 0x7f007f00u) >> 1;
+        u32_t y;
+        asm volatile("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(bits), "r"(0x5c005c00u));
+        // 480 would be what is no number.
+        return y | ((y & 0x7fff0000u) == 0x5f800000u ? 0x7fff0000u : 0u) | ((y & 0x7fffu) == 0x5f80u ? 0x7fffu : 0u);
+    };
+    low = widen(__byte_perm(x, 0, 0x1404));
+    high = widen(__byte_perm(x, 0, 0x3424));
+#endif
 }
 
 // ---- packs: N elements of one type as they lie in memory, moved in pieces of at most 16 bytes, used as float32 ----

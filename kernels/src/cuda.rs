@@ -6,9 +6,11 @@ use foveal_device::{Header, KernelSpec};
 pub(crate) const PRELUDE: Header = Header { name: "prelude.cuh", text: include_str!("../include/prelude.cuh") };
 /// Fragments and the online softmax of both attentions.
 pub(crate) const ATTENTION: Header = Header { name: "attention.cuh", text: include_str!("../include/attention.cuh") };
+/// Rounding to FP8, and scales of FP8 products.
+pub(crate) const QUANTIZE: Header = Header { name: "quantize.cuh", text: include_str!("../include/quantize.cuh") };
 
 /// What a kernel without headers of its own may include.
-pub(crate) const HEADERS: &[Header] = &[PRELUDE, ATTENTION];
+pub(crate) const HEADERS: &[Header] = &[PRELUDE, ATTENTION, QUANTIZE];
 
 /// Every kernel variant that the published models use: what is compiled ahead for a host without a compiler, and what is
 /// checked for spills.
@@ -24,6 +26,7 @@ pub fn kernel_variants() -> Vec<KernelSpec> {
         crate::patch::variants,
         crate::position_embed::variants,
         crate::qk_norm_rope::variants,
+        crate::quantize::variants,
         crate::rows::variants,
         crate::sampling::variants,
         crate::varlen_attention::variants,

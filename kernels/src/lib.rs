@@ -22,7 +22,7 @@
 //! let device = Device::cpu(2)?;
 //! let gate_up = Tensor::from_slice(&device, &[0.0_f32, 100.0, 3.0, 2.0], &[1, 4])?;
 //! let mut out = Tensor::zeros(&device, DType::F32, &[1, 2])?;
-//! let args = Gated { gate_up: gate_up.view(), kind: Activation::Silu, out: out.view_mut()? };
+//! let args = Gated { gate_up: gate_up.view(), scales: None, kind: Activation::Silu, quantize: None, out: out.view_mut()? };
 //! gated(device.stream(), args)?;
 //! assert_eq!(out.view().as_slice::<f32>()?, [0.0, 200.0]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -39,6 +39,7 @@ pub mod paged_attention;
 pub mod patch;
 pub mod position_embed;
 pub mod qk_norm_rope;
+pub mod quantize;
 pub mod rows;
 pub mod sampling;
 pub mod varlen_attention;
@@ -60,4 +61,4 @@ mod testing;
 
 pub use cuda::kernel_variants;
 pub use error::OpError;
-pub use kv_layout::KvLayout;
+pub use kv_layout::{KvLayout, KvScales};

@@ -58,6 +58,38 @@ pub(crate) fn pack_len(row_len: usize, operands: &[Operand]) -> usize {
     len
 }
 
+/// How a block holds a row in registers: what kernels that need all of a row before they store any of it are cut by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeldRow {
+    /// Elements of a pack.
+    pub(crate) pack: usize,
+    /// Threads of the row's block.
+    pub(crate) threads: usize,
+    /// Packs of a thread.
+    pub(crate) items: usize,
+}
+
+/// The widest row that a block holds.
+pub(crate) const MAX_HELD_ROW: &str =
+    "at most 32768 columns, on CUDA, and a multiple of 8 where they are more than 4096";
+
+impl HeldRow {
+    /// Elements of a thread: more would spill where a block has all its threads.
+    const MAX_HELD: usize = 32;
+    const MAX_THREADS: [usize; 2] = [512, 1024];
+
+    /// `None` for a row that is too wide.
+    pub(crate) fn of(row_len: usize, pack: usize) -> Option<Self> {
+        let packs = row_len.div_ceil(pack).max(1);
+        Self::MAX_THREADS.iter().find_map(|most| {
+            let items = packs.div_ceil(*most);
+            let threads = packs.div_ceil(items).next_multiple_of(WARP);
+            let is_held = items * pack <= Self::MAX_HELD && items <= Self::MAX_HELD / 8;
+            is_held.then_some(Self { pack, threads, items })
+        })
+    }
+}
+
 /// Threads of a block that takes a row of `num_packs`.
 pub(crate) fn row_threads(num_packs: usize) -> u32 {
     num_packs.next_multiple_of(WARP).clamp(WARP, MAX_ROW_THREADS) as u32

@@ -1,7 +1,7 @@
 //! Floating-point element types as the CPU implementations see them: read as float32, computed in float32, rounded once
 //! when stored.
 
-use foveal_device::Element;
+use foveal_device::{Element, F8E4M3};
 use half::{bf16, f16};
 
 /// An element type that holds real numbers.
@@ -50,6 +50,19 @@ impl Real for f16 {
     }
 }
 
+/// Saturating.
+impl Real for F8E4M3 {
+    #[inline]
+    fn to_f32(self) -> f32 {
+        F8E4M3::to_f32(self)
+    }
+
+    #[inline]
+    fn from_f32(value: f32) -> Self {
+        F8E4M3::from_f32(value)
+    }
+}
+
 /// Runs `$body` with `$T` as the Rust type of a floating-point `$dtype`; other dtypes give `$otherwise`.
 macro_rules! with_real {
     ($dtype:expr, $T:ident => $body:expr, else $otherwise:expr) => {
@@ -71,6 +84,20 @@ macro_rules! with_real {
     };
 }
 pub(crate) use with_real;
+
+/// As [`with_real`], for what may also be stored as FP8.
+macro_rules! with_stored {
+    ($dtype:expr, $T:ident => $body:expr, else $otherwise:expr) => {
+        match $dtype {
+            foveal_device::DType::F8E4M3 => {
+                type $T = foveal_device::F8E4M3;
+                $body
+            }
+            other => crate::real::with_real!(other, $T => $body, else $otherwise),
+        }
+    };
+}
+pub(crate) use with_stored;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use foveal_device::{DType, View};
+use foveal_device::{DType, F8E4M3, View};
 use half::{bf16, f16};
 
 use crate::OpError;
@@ -18,6 +18,7 @@ pub(crate) enum Reals<'a> {
     F32(&'a [f32]),
     Bf16(&'a [bf16]),
     F16(&'a [f16]),
+    F8(&'a [F8E4M3]),
 }
 
 /// `out = f(out, value)` for each element.
@@ -48,6 +49,14 @@ impl<'a> Reals<'a> {
         })
     }
 
+    /// As [`Reals::new`], for what may also be stored as FP8.
+    pub(crate) fn stored(op: Op, arg: &'static str, view: &View<'a>) -> Result<Self, OpError> {
+        match view.dtype() {
+            DType::F8E4M3 => Ok(Self::F8(op.slice(view)?)),
+            _ => Self::new(op, arg, view),
+        }
+    }
+
     /// Row `index` of rows as long as `out`, added to it.
     pub(crate) fn add_row_to<T: Real>(self, index: usize, out: &mut [T]) {
         let len = out.len();
@@ -55,6 +64,7 @@ impl<'a> Reals<'a> {
             Self::F32(x) => combine(row_of(x, index, len), out, |a, b| a + b),
             Self::Bf16(x) => combine(row_of(x, index, len), out, |a, b| a + b),
             Self::F16(x) => combine(row_of(x, index, len), out, |a, b| a + b),
+            Self::F8(x) => combine(row_of(x, index, len), out, |a, b| a + b),
         }
     }
 
@@ -65,6 +75,7 @@ impl<'a> Reals<'a> {
             Self::F32(x) => copy(row_of(x, index, len), out),
             Self::Bf16(x) => copy(row_of(x, index, len), out),
             Self::F16(x) => copy(row_of(x, index, len), out),
+            Self::F8(x) => copy(row_of(x, index, len), out),
         }
     }
 
@@ -74,6 +85,7 @@ impl<'a> Reals<'a> {
             Self::F32(x) => Cow::Borrowed(x),
             Self::Bf16(x) => x.iter().map(|v| v.to_f32()).collect(),
             Self::F16(x) => x.iter().map(|v| v.to_f32()).collect(),
+            Self::F8(x) => x.iter().map(|v| v.to_f32()).collect(),
         }
     }
 }

@@ -2,10 +2,11 @@
 
 use std::sync::OnceLock;
 
-use foveal_device::{DType, Device, DeviceError, Element, Tensor};
+use foveal_device::{DType, Device, DeviceError, Element, F8E4M3, Tensor, ViewMut};
 use half::{bf16, f16};
 
 use crate::OpError;
+use crate::quantize::{GROUP, Quantize, group_stride};
 
 /// A module of tests per device, with a test for each body. Bodies under `cpu` hold on the CPU alone: they ask for values
 /// to be refused, which a GPU's host never reads, or for bits that only one fixed order of summation gives.
@@ -71,6 +72,7 @@ pub(crate) fn rtol(dtype: DType) -> f32 {
     match dtype {
         DType::BF16 => 1.0 / 256.0,
         DType::F16 => 1.0 / 2048.0,
+        DType::F8E4M3 => 1.0 / 16.0,
         _ => 4e-6,
     }
 }
@@ -93,6 +95,7 @@ pub(crate) fn store(device: &Device, values: &[f32], dtype: DType, dims: &[usize
         DType::F32 => tensor(device, values, dims),
         DType::BF16 => tensor(device, &values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), dims),
         DType::F16 => tensor(device, &values.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(), dims),
+        DType::F8E4M3 => tensor(device, &values.iter().map(|&x| F8E4M3::from_f32(x)).collect::<Vec<_>>(), dims),
         other => panic!("{other} is no float type"),
     }
 }
@@ -116,6 +119,7 @@ pub(crate) fn load(tensor: &Tensor) -> Vec<f32> {
         DType::F32 => tensor.to_vec::<f32>().unwrap(),
         DType::BF16 => tensor.to_vec::<bf16>().unwrap().iter().map(|x| x.to_f32()).collect(),
         DType::F16 => tensor.to_vec::<f16>().unwrap().iter().map(|x| x.to_f32()).collect(),
+        DType::F8E4M3 => tensor.to_vec::<F8E4M3>().unwrap().iter().map(|x| x.to_f32()).collect(),
         other => panic!("{other} is no float type"),
     }
 }
@@ -140,4 +144,105 @@ pub(crate) fn blamed(result: Result<(), OpError>) -> &'static str {
         | OpError::Mismatch { arg, .. } => arg,
         OpError::Device { source, .. } => panic!("{source}"),
     }
+}
+
+/// Buffers that an operator quantises rows into.
+pub(crate) struct Quantized {
+    pub(crate) out: Tensor,
+    scales: Tensor,
+    scheme: Scheme,
+}
+
+/// Which [`Quantize`](crate::quantize::Quantize) a test asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    PerRow,
+    PerGroup,
+    Fixed,
+}
+
+pub(crate) const SCHEMES: [Scheme; 3] = [Scheme::PerRow, Scheme::PerGroup, Scheme::Fixed];
+
+/// The factor of [`Scheme::Fixed`].
+const FIXED_SCALE: f32 = 0.0625;
+
+impl Quantized {
+    pub(crate) fn new(device: &Device, scheme: Scheme, [m, d]: [usize; 2]) -> Self {
+        let dims = match scheme {
+            Scheme::PerRow => vec![m],
+            Scheme::PerGroup => vec![d.div_ceil(GROUP), group_stride(m)],
+            Scheme::Fixed => vec![0],
+        };
+        // What is not written would be NaN.
+        let unwritten = |len: usize| vec![f32::NAN; len];
+        let out = vec![F8E4M3::from_bits(0x7F); m * d];
+        Self {
+            out: tensor(device, &out, &[m, d]),
+            scales: tensor(device, &unwritten(dims.iter().product()), &dims),
+            scheme,
+        }
+    }
+
+    /// The operator's two operands.
+    pub(crate) fn lend(&mut self) -> (Quantize<'_>, ViewMut<'_>) {
+        let scales = self.scales.view_mut().unwrap();
+        let quantize = match self.scheme {
+            Scheme::PerRow => Quantize::PerRow(scales),
+            Scheme::PerGroup => Quantize::PerGroup(scales),
+            Scheme::Fixed => Quantize::Fixed(FIXED_SCALE),
+        };
+        (quantize, self.out.view_mut().unwrap())
+    }
+
+    /// Scales of row `i` at column `j`.
+    fn scale(&self, scales: &[f32], i: usize, j: usize) -> f32 {
+        match self.scheme {
+            Scheme::PerRow => scales[i],
+            Scheme::PerGroup => scales[j / GROUP * self.scales.shape()[1] + i],
+            Scheme::Fixed => FIXED_SCALE,
+        }
+    }
+
+    /// Compares with the rows that were to be rounded, known to `rtol`: scales alike, and at most one element of two
+    /// hundred on the other side of a tie, one step away.
+    pub(crate) fn assert_is(&self, expected: &[f32], rtol: f32) {
+        let [m, d] = [self.out.shape()[0], self.out.shape()[1]];
+        let (bits, scales) = (self.out.to_vec::<F8E4M3>().unwrap(), self.scales.to_vec::<f32>().unwrap());
+        let mut num_off = 0;
+        for i in 0..m {
+            for j in 0..d {
+                let width = match self.scheme {
+                    Scheme::PerRow => 0..d,
+                    _ => j / GROUP * GROUP..(j / GROUP * GROUP + GROUP).min(d),
+                };
+                let scale = self.scale(&scales, i, j);
+                if self.scheme != Scheme::Fixed {
+                    let top = expected[i * d..][width].iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+                    let wanted = top / 448.0;
+                    assert!(
+                        (scale - wanted).abs() <= (rtol + 2e-7) * wanted,
+                        "scale of {i}, {j}: {scale}, not {wanted}"
+                    );
+                }
+                let (x, got) = (expected[i * d + j], bits[i * d + j]);
+                let steps = if scale == 0.0 { got.to_f32().abs() as u32 } else { steps_off(x / scale, got) };
+                assert!(steps <= 1, "{i}, {j}: {got:?} for {x} / {scale}");
+                num_off += usize::from(steps == 1);
+            }
+        }
+        assert!(num_off * 200 <= m * d + 199, "{num_off} of {} elements are off", m * d);
+    }
+}
+
+/// Steps of the format between a number and the nearest one to `x`, by looking at all of them.
+fn steps_off(x: f32, got: F8E4M3) -> u32 {
+    let numbers = || (0..=u8::MAX).map(F8E4M3::from_bits).map(F8E4M3::to_f32).filter(|y| y.is_finite());
+    let distance = |y: f32| (f64::from(y) - f64::from(x)).abs();
+    let nearest = numbers().fold(f32::INFINITY, |best, y| if distance(y) < distance(best) { y } else { best });
+    let got = got.to_f32();
+    if distance(got) <= distance(nearest) {
+        return 0;
+    }
+    let (low, high) = (got.min(nearest), got.max(nearest));
+    numbers().filter(|&y| y > low && y <= high && (y != 0.0 || y.is_sign_positive())).count() as u32
 }

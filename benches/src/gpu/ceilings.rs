@@ -93,10 +93,14 @@ fn product(bench: &Bench) -> anyhow::Result<f64> {
     let (x, weight) = (bench.random(&dims)?, bench.random(&dims)?);
     let mut out = Tensor::zeros(&bench.device, DType::BF16, &dims)?;
     let stream = bench.device.stream();
-    tune(stream, Linear { x: x.view(), weight: &[weight.view()], bias: None, out: out.view_mut()? }, &[])?;
+    tune(
+        stream,
+        Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out: out.view_mut()? },
+        &[],
+    )?;
     let times = bench.cuda()?.time_calls(4, |_| {
         let out = out.view_mut()?;
-        anyhow::Ok(linear(stream, Linear { x: x.view(), weight: &[weight.view()], bias: None, out })?)
+        anyhow::Ok(linear(stream, Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out })?)
     })?;
     Ok(2.0 * (PRODUCT_SIDE as f64).powi(3) / f64::from(times.median_us) * 1e6)
 }

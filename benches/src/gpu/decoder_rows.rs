@@ -1,6 +1,7 @@
 //! What the decoder does to each row by itself.
 
 use foveal_device::Tensor;
+use foveal_kernels::KvScales;
 use foveal_kernels::activation::{Activation, Gated, gated};
 use foveal_kernels::embedding::{Embed, embed};
 use foveal_kernels::norm::{AddNorm, NormKind, add_norm};
@@ -57,11 +58,13 @@ pub(super) fn rms_norm(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
         let args = AddNorm {
             residual: residuals.view_mut(i)?,
             add: Some(adds.view(i)?),
+            add_scales: None,
             extra: None,
             weight: weight.view(),
             bias: None,
             kind: NormKind::Rms,
             eps: EPS,
+            quantize: None,
             out: outs.view_mut(i)?,
         };
         Ok(add_norm(&stream, args)?)
@@ -79,7 +82,7 @@ pub(super) fn silu(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
     let mut outs = bench.rotation(&[n, INNER])?;
     bench.time(op, &shape, Cost::of_bytes(3 * n * INNER * BF16), |i| {
         let (gate_up, out) = (gate_up.view(i)?, outs.view_mut(i)?);
-        Ok(gated(&stream, Gated { gate_up, kind: Activation::Silu, out })?)
+        Ok(gated(&stream, Gated { gate_up, scales: None, kind: Activation::Silu, quantize: None, out })?)
     })
 }
 
@@ -110,10 +113,13 @@ pub(super) fn rotary(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
     bench.time(op, &shape, Cost::of_bytes(bytes), |i| {
         let args = QkNormRope {
             qkv: qkvs.view(i)?,
+            scales: None,
+            bias: None,
             norm: Some(QkNorm { q_weight: weight.view(), k_weight: weight.view(), eps: EPS }),
             rope: Mrope { positions: positions.view(), cos: cos.view(), sin: sin.view(), axis_of_pair: axes.view() },
             slot_mapping: slots.view(),
             layout: LAYOUT,
+            kv_scales: KvScales::ONE,
             k_cache: k_caches.view_mut(i)?,
             v_cache: v_caches.view_mut(i)?,
             q_out: qs.view_mut(i)?,

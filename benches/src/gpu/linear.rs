@@ -1,6 +1,6 @@
 //! Products with weights.
 
-use foveal_device::{DType, MatmulShape, View};
+use foveal_device::{DType, F8Product, MatmulInputs, MatmulShape, View};
 use foveal_kernels::linear::{Linear, linear, tune};
 
 use super::Bench;
@@ -73,11 +73,11 @@ fn by_operator(bench: &mut Bench, op: &str, product: Product, weights: &Rotation
     let mut out = bench.scratch(product.out, &[product.m, product.n])?;
     let others = (1..weights.num_turns()).map(|i| Ok([weights.view(i)?])).collect::<anyhow::Result<Vec<_>>>()?;
     let others: Vec<&[View<'_>]> = others.iter().map(|other| &other[..]).collect();
-    let args = Linear { x: x.view(), weight: &[weights.view(0)?], bias: None, out: out.view_mut()? };
+    let args = Linear { x: x.view(), weight: &[weights.view(0)?], bias: None, scales: None, out: out.view_mut()? };
     tune(&stream, args, &others)?;
     bench.time(op, &text, product.cost(), |i| {
         let weight = &[weights.view(i)?];
-        Ok(linear(&stream, Linear { x: x.view(), weight, bias: None, out: out.view_mut()? })?)
+        Ok(linear(&stream, Linear { x: x.view(), weight, bias: None, scales: None, out: out.view_mut()? })?)
     })
 }
 
@@ -89,13 +89,14 @@ fn by_library(bench: &mut Bench, op: &str, product: Product, weights: &Rotation)
     }
     let cuda = bench.cuda()?.clone();
     let Product { m, n, k, out: out_dtype } = product;
-    let shape =
-        MatmulShape { m, n, k, x: DType::BF16, weight: DType::BF16, out: out_dtype, bias: None, ldo: product.n };
+    let (bf16, f8) = (DType::BF16, F8Product::default());
+    let shape = MatmulShape { m, n, k, x: bf16, weight: bf16, out: out_dtype, bias: None, ldo: product.n, f8 };
     let x = bench.random(&[m, k])?;
     let mut out = bench.scratch(out_dtype, &[m, n])?;
-    let all = (0..weights.num_turns()).map(|i| weights.view(i)).collect::<Result<Vec<_>, _>>()?;
-    cuda.tune_matmul(&shape, &x.view(), &all, None, &mut out.view_mut()?, 0)?;
+    let others = (1..weights.num_turns()).map(|i| weights.view(i)).collect::<Result<Vec<_>, _>>()?;
+    let inputs = |weight| MatmulInputs { x: x.view(), weight, bias: None, scales: None };
+    cuda.tune_matmul(&shape, &inputs(weights.view(0)?), &others, &mut out.view_mut()?, 0)?;
     bench.time(op, &text, product.cost(), |i| {
-        Ok(cuda.matmul(&shape, &x.view(), &weights.view(i)?, None, &mut out.view_mut()?, 0)?)
+        Ok(cuda.matmul(&shape, &inputs(weights.view(i)?), &mut out.view_mut()?, 0)?)
     })
 }

@@ -63,11 +63,13 @@ pub(super) fn layer_norm(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
         let args = AddNorm {
             residual: residuals.view_mut(i)?,
             add: Some(adds.view(i)?),
+            add_scales: None,
             extra: None,
             weight: weight.view(),
             bias: Some(bias.view()),
             kind: NormKind::Layer,
             eps: 1e-6,
+            quantize: None,
             out: outs.view_mut(i)?,
         };
         Ok(add_norm(&stream, args)?)

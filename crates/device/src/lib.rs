@@ -52,7 +52,7 @@ pub use f8::F8E4M3;
 pub use fill::{UniformFill, fill_variants};
 pub use kernel_source::{Header, KernelSource, KernelSpec};
 pub use libraries::{CudaVersion, LibraryKind, LibraryStatus};
-pub use matmul::MatmulShape;
+pub use matmul::{BlockScales, F8Product, MatmulInputs, MatmulShape};
 pub use nvrtc::{Compiled, KernelResources, compile};
 pub use probe::{CubinProbe, GpuProbe, Probe, Problem, probe};
 pub use readback::{Readback, ReadbackBytes};

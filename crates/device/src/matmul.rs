@@ -36,8 +36,8 @@ const MAX_PLANS: usize = 8192;
 
 /// What is multiplied: `out[m, n] = x[m, k] · weight[n, k]ᵀ + bias[n]`, summed in float32.
 ///
-/// `x` and `weight` both bf16 give bf16 or f32; both f32 give f32, with true float32 products. `bias` has the dtype of
-/// `out`.
+/// `x` and `weight` both bf16 or both f8_e4m3 give bf16 or f32; both f32 give f32, with true float32 products. `bias` has the
+/// dtype of `out`, and there is none for f8_e4m3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatmulShape {
     /// Rows of `x` and `out`.
@@ -56,14 +56,55 @@ pub struct MatmulShape {
     pub bias: Option<DType>,
     /// Elements from a row of `out` to the next one: more than `n` where other columns lie between.
     pub ldo: usize,
+    /// What an FP8 product is made with; not looked at for other types.
+    pub f8: F8Product,
 }
+
+/// How a product of FP8 operands is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct F8Product {
+    /// Sums may stay in the tensor cores, which keep about 14 bits of them, for all of `k`; else they are moved to float32
+    /// registers every few instructions.
+    pub fast_accumulation: bool,
+    /// Both operands have a scale for each block: [`BlockScales`].
+    pub has_block_scales: bool,
+}
+
+/// The scales of operands that are scaled by blocks, float32: each 128 columns of a row of `x` have one, and each 128 x 128
+/// elements of `weight`.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockScales<'a> {
+    /// `[ceil(k / 128), m rounded up to a multiple of 4]`
+    pub x: View<'a>,
+    /// `[ceil(n / 128), ceil(k / 128)]`, the columns a multiple of 4.
+    pub weight: View<'a>,
+}
+
+/// What goes into a product.
+#[derive(Clone, Copy, Debug)]
+pub struct MatmulInputs<'a> {
+    /// `[m, k]`
+    pub x: View<'a>,
+    /// `[n, k]`
+    pub weight: View<'a>,
+    /// `[n]`
+    pub bias: Option<View<'a>>,
+    /// Where the shape says that there are any.
+    pub scales: Option<BlockScales<'a>>,
+}
+
+/// Rows and columns of a block with one scale.
+const BLOCK: usize = 128;
 
 impl fmt::Display for MatmulShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { m, n, k, x, weight, out, bias, ldo } = self;
+        let Self { m, n, k, x, weight, out, bias, ldo, f8 } = self;
         write!(f, "{x} [{m}, {k}] x {weight} [{n}, {k}]^T")?;
         if let Some(bias) = bias {
             write!(f, " + {bias} [{n}]")?;
+        }
+        if f8.has_block_scales {
+            write!(f, " with block scales")?;
         }
         write!(f, " -> {out} [{m}, {n}] in rows of {ldo}")
     }
@@ -89,11 +130,10 @@ impl MatmulShape {
     /// The operands' addresses, after checks that everything read and written lies inside of them.
     fn operands(
         &self,
-        x: &View<'_>,
-        weight: &View<'_>,
-        bias: Option<&View<'_>>,
+        inputs: &MatmulInputs<'_>,
         (out, out_offset): (&ViewMut<'_>, usize),
     ) -> Result<Operands, DeviceError> {
+        let MatmulInputs { x, weight, bias, scales } = inputs;
         let x = self.operand("x", x, self.x, [self.m, self.k])?;
         let weight = self.operand("weight", weight, self.weight, [self.n, self.k])?;
         let bias = match (bias, self.bias) {
@@ -113,7 +153,24 @@ impl MatmulShape {
             return Err(self.refused(format!("out is {}, written from element {out_offset} on", out.shape())));
         }
         let out = address(&out.as_view())? + (out_offset * self.out.size_bytes()) as u64;
-        Ok(Operands { x, weight, bias, out })
+        Ok(Operands { x, weight, bias, out, scales: self.scales(scales.as_ref())? })
+    }
+
+    /// The addresses of the scales of weight and x; 0 for none.
+    fn scales(&self, scales: Option<&BlockScales<'_>>) -> Result<[u64; 2], DeviceError> {
+        let Some(scales) = scales.filter(|_| self.f8.has_block_scales) else {
+            return match self.f8.has_block_scales {
+                true => Err(self.refused("its block scales are missing")),
+                false => Ok([0; 2]),
+            };
+        };
+        let (rows, columns) = (self.n.div_ceil(BLOCK), self.k.div_ceil(BLOCK));
+        if !columns.is_multiple_of(4) {
+            return Err(self.refused("with block scales k must be a multiple of 512"));
+        }
+        let weight = self.operand("the scales of weight", &scales.weight, DType::F32, [rows, columns])?;
+        let x = self.operand("the scales of x", &scales.x, DType::F32, [columns, self.m.next_multiple_of(4)])?;
+        Ok([weight, x])
     }
 }
 
@@ -131,7 +188,8 @@ impl CudaStream {
     /// `out = x · weightᵀ + bias`. The product's first column is element `out_offset` of `out` and its rows are
     /// `shape.ldo` apart, so that several weights can write columns of one `out`.
     ///
-    /// No sizes or pointers need be multiples of anything, but those of 16 bytes are quicker. Without rows or columns
+    /// No sizes or pointers need be multiples of anything, but those of 16 bytes are quicker; for f8_e4m3 `n`, `k` and all
+    /// addresses must be multiples of 16. Without rows or columns
     /// nothing is done.
     ///
     /// # Errors
@@ -140,13 +198,11 @@ impl CudaStream {
     pub fn matmul(
         &self,
         shape: &MatmulShape,
-        x: &View<'_>,
-        weight: &View<'_>,
-        bias: Option<&View<'_>>,
+        inputs: &MatmulInputs<'_>,
         out: &mut ViewMut<'_>,
         out_offset: usize,
     ) -> Result<(), DeviceError> {
-        let operands = shape.operands(x, weight, bias, (&*out, out_offset))?;
+        let operands = shape.operands(inputs, (&*out, out_offset))?;
         if shape.m == 0 || shape.n == 0 {
             return Ok(());
         }
@@ -157,26 +213,23 @@ impl CudaStream {
     /// Times the algorithms that the library proposes for a product and uses the quickest from now on, also in later
     /// processes on cards of this name. Gives the microseconds that it takes. What was tuned before isn't timed again.
     ///
-    /// `weights` are one or more of the same shape, taken in turn: with more of them than the card's second-level cache
-    /// holds, as in a model's layers, none comes from it. `out` holds a product of one of them afterwards. Waits for the
+    /// `other_weights` are of the same shape and are taken in turn, with the same scales: with more of them than the card's
+    /// second-level cache holds, as in a model's layers, none comes from it. `out` holds a product of one of them afterwards. Waits for the
     /// GPU and must not be called while the stream is captured.
     ///
     /// # Errors
-    /// As [`CudaStream::matmul`], and [`DeviceError::Matmul`] without weights.
+    /// As [`CudaStream::matmul`].
     pub fn tune_matmul(
         &self,
         shape: &MatmulShape,
-        x: &View<'_>,
-        weights: &[View<'_>],
-        bias: Option<&View<'_>>,
+        inputs: &MatmulInputs<'_>,
+        other_weights: &[View<'_>],
         out: &mut ViewMut<'_>,
         out_offset: usize,
     ) -> Result<f32, DeviceError> {
-        let operands = weights.iter().map(|weight| shape.operands(x, weight, bias, (&*out, out_offset)));
+        let weights = std::iter::once(inputs.weight).chain(other_weights.iter().copied());
+        let operands = weights.map(|weight| shape.operands(&MatmulInputs { weight, ..*inputs }, (&*out, out_offset)));
         let operands = operands.collect::<Result<Vec<_>, _>>()?;
-        if operands.is_empty() {
-            return Err(shape.refused("no weights were given to time it with"));
-        }
         if shape.m == 0 || shape.n == 0 {
             return Ok(0.0);
         }

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use foveal_device::{Stream, Tensor};
-use foveal_kernels::KvLayout;
 use foveal_kernels::paged_attention::{PagedAttention, paged_attention};
 use foveal_kernels::qk_norm_rope::{QkNorm, QkNormRope, qk_norm_rope};
+use foveal_kernels::{KvLayout, KvScales};
 
 use crate::attention_work::AttentionWork;
 use crate::batch::BatchViews;
@@ -63,10 +63,13 @@ impl Attention {
             step.stream,
             QkNormRope {
                 qkv: ws.qkv.rows(0..n)?,
+                scales: None,
+                bias: None,
                 norm,
                 rope: step.rope.at(step.batch.positions),
                 slot_mapping: step.batch.slot_mapping,
                 layout: step.layout,
+                kv_scales: KvScales::ONE,
                 k_cache: cache.k.view_mut()?,
                 v_cache: cache.v.view_mut()?,
                 q_out: heads_mut(&mut ws.q, n, [settings.num_attention_heads, settings.head_dim])?,

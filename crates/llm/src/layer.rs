@@ -67,11 +67,13 @@ impl ResidualNorm<'_> {
             AddNorm {
                 residual: hidden.residual.rows_mut(0..n)?,
                 add,
+                add_scales: None,
                 extra,
                 weight: self.weight.view(),
                 bias: None,
                 kind: NormKind::Rms,
                 eps: self.eps,
+                quantize: None,
                 out: hidden.normed.rows_mut(0..n)?,
             },
         )?;

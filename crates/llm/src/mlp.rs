@@ -26,7 +26,16 @@ impl Mlp {
         ws: &mut Workspace,
     ) -> Result<(), LlmError> {
         self.gate_up_proj.forward(stream, ws.hidden.normed.rows(0..n)?, ws.gate_up.rows_mut(0..n)?)?;
-        gated(stream, Gated { gate_up: ws.gate_up.rows(0..n)?, kind, out: ws.inner.rows_mut(0..n)? })?;
+        gated(
+            stream,
+            Gated {
+                gate_up: ws.gate_up.rows(0..n)?,
+                scales: None,
+                kind,
+                quantize: None,
+                out: ws.inner.rows_mut(0..n)?,
+            },
+        )?;
         self.down_proj.forward(stream, ws.inner.rows(0..n)?, ws.hidden.delta.rows_mut(0..n)?)
     }
 }

@@ -31,12 +31,14 @@ impl Projection {
     pub(crate) fn forward(&self, stream: &Stream, x: View<'_>, out: ViewMut<'_>) -> Result<(), LlmError> {
         let bias = self.bias.as_ref().map(|bias| bias.view());
         match &self.weights[..] {
-            [a] => linear(stream, Linear { x, weight: &[a.view()], bias, out })?,
-            [a, b] => linear(stream, Linear { x, weight: &[a.view(), b.view()], bias, out })?,
-            [a, b, c] => linear(stream, Linear { x, weight: &[a.view(), b.view(), c.view()], bias, out })?,
+            [a] => linear(stream, Linear { x, weight: &[a.view()], bias, scales: None, out })?,
+            [a, b] => linear(stream, Linear { x, weight: &[a.view(), b.view()], bias, scales: None, out })?,
+            [a, b, c] => {
+                linear(stream, Linear { x, weight: &[a.view(), b.view(), c.view()], bias, scales: None, out })?
+            }
             parts => {
                 let weight: Vec<View<'_>> = parts.iter().map(|part| part.view()).collect();
-                linear(stream, Linear { x, weight: &weight, bias, out })?;
+                linear(stream, Linear { x, weight: &weight, bias, scales: None, out })?;
             }
         }
         Ok(())
@@ -56,7 +58,7 @@ impl Projection {
             others.iter().map(|other| other.weights.iter().map(|weight| weight.view()).collect()).collect();
         let others: Vec<&[View<'_>]> = others.iter().map(Vec::as_slice).collect();
         let bias = self.bias.as_ref().map(|bias| bias.view());
-        tune(stream, Linear { x, weight: &own, bias, out }, &others)?;
+        tune(stream, Linear { x, weight: &own, bias, scales: None, out }, &others)?;
         Ok(())
     }
 }

@@ -109,7 +109,16 @@ impl Mlp {
         if self.is_gated {
             let both = [dims[0], 2 * self.intermediate_size];
             self.up.forward(stream, normed.view(&dims)?, wide.view_mut(&both)?)?;
-            gated(stream, Gated { gate_up: wide.view(&both)?, kind, out: narrow.view_mut(&inside)? })?;
+            gated(
+                stream,
+                Gated {
+                    gate_up: wide.view(&both)?,
+                    scales: None,
+                    kind,
+                    quantize: None,
+                    out: narrow.view_mut(&inside)?,
+                },
+            )?;
         } else {
             self.up.forward(stream, normed.view(&dims)?, wide.view_mut(&inside)?)?;
             activate(stream, Activate { x: wide.view(&inside)?, kind, out: narrow.view_mut(&inside)? })?;

@@ -84,10 +84,10 @@ impl LinearWeights {
     pub(crate) fn forward(&self, stream: &Stream, x: View<'_>, out: ViewMut<'_>) -> Result<(), VisionError> {
         let bias = self.bias.as_ref().map(|bias| bias.view());
         match &self.weights[..] {
-            [first] => linear(stream, Linear { x, weight: &[matrix(first)?], bias, out })?,
+            [first] => linear(stream, Linear { x, weight: &[matrix(first)?], bias, scales: None, out })?,
             parts => {
                 let weight = parts.iter().map(|part| matrix(part)).collect::<Result<Vec<_>, _>>()?;
-                linear(stream, Linear { x, weight: &weight, bias, out })?;
+                linear(stream, Linear { x, weight: &weight, bias, scales: None, out })?;
             }
         }
         Ok(())
@@ -120,6 +120,20 @@ impl NormWeights {
         out: ViewMut<'_>,
     ) -> Result<(), OpError> {
         let (weight, bias) = (self.weight.view(), self.bias.as_ref().map(|bias| bias.view()));
-        add_norm(stream, AddNorm { residual, add, extra: None, weight, bias, kind: self.kind, eps: self.eps, out })
+        add_norm(
+            stream,
+            AddNorm {
+                residual,
+                add,
+                add_scales: None,
+                extra: None,
+                weight,
+                bias,
+                kind: self.kind,
+                eps: self.eps,
+                quantize: None,
+                out,
+            },
+        )
     }
 }

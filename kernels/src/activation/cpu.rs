@@ -1,11 +1,12 @@
 //! The CPU implementation.
 
-use foveal_device::{Stream, View, ViewMut};
+use foveal_device::{F8E4M3, Stream, View, ViewMut};
 
 use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
 use crate::math::{gelu, times_sigmoid};
 use crate::parallel::for_each_row;
+use crate::quantize::{RowQuantizer, ScaledRows, with_scratch};
 use crate::real::{Real, with_real};
 use crate::reals::FLOATS;
 
@@ -70,7 +71,10 @@ fn map<T: Real, U: Real>(x: &[T], out: &mut [U], f: impl Fn(f32) -> f32) {
 }
 
 pub(super) fn gated(stream: &Stream, args: Gated<'_>, [_, i]: [usize; 2]) -> Result<(), OpError> {
-    let Gated { gate_up, kind, mut out } = args;
+    if args.quantize.is_some() || args.scales.is_some() {
+        return gated_f8(stream, args, i);
+    }
+    let Gated { gate_up, kind, mut out, .. } = args;
     let (from, to) = (gate_up.dtype(), out.dtype());
     with_real!(from, T => with_real!(to, U => run_gated::<T, U>(stream, &gate_up, kind, &mut out, i),
         else Err(GATED.bad_dtype("out", to, FLOATS))),
@@ -86,16 +90,48 @@ fn run_gated<T: Real, U: Real>(
 ) -> Result<(), OpError> {
     let (gate_up, out) = (GATED.slice::<T>(gate_up)?, GATED.slice_mut::<U>(out)?);
     for_each_row(stream, out, len, |row, out| {
-        let row = gate_up.get(2 * len * row..2 * len * (row + 1)).unwrap_or_default();
-        let (gate, up) = row.split_at(len.min(row.len()));
-        match kind {
-            Activation::Silu => zip(gate, up, out, silu),
-            Activation::Gelu => zip(gate, up, out, gelu),
-            Activation::GeluTanh => zip(gate, up, out, gelu_tanh),
-            Activation::QuickGelu => zip(gate, up, out, quick_gelu),
-        }
+        gate_row(kind, gate_up.get(2 * len * row..2 * len * (row + 1)).unwrap_or_default(), out);
     });
     Ok(())
+}
+
+/// Of a scaled input, or to FP8: by rows in float32.
+fn gated_f8(stream: &Stream, args: Gated<'_>, len: usize) -> Result<(), OpError> {
+    let Gated { gate_up, scales, kind, quantize, mut out } = args;
+    let gate_up = ScaledRows::new(GATED, "gate_up", &gate_up, scales.as_ref())?;
+    if let Some(mut quantize) = quantize {
+        let rows = RowQuantizer::new(GATED, &mut quantize)?;
+        for_each_row(stream, GATED.slice_mut::<F8E4M3>(&mut out)?, len, |i, out| {
+            with_scratch(3 * len, |scratch| {
+                let (from, to) = scratch.split_at_mut(2 * len);
+                gate_up.copy_row_to(i, from);
+                gate_row(kind, from, to);
+                rows.row(i, to, out);
+            });
+        });
+        return Ok(());
+    }
+    let to = out.dtype();
+    with_real!(to, U => {
+        for_each_row(stream, GATED.slice_mut::<U>(&mut out)?, len, |i, out| {
+            with_scratch(2 * len, |from| {
+                gate_up.copy_row_to(i, from);
+                gate_row(kind, from, out);
+            });
+        });
+        Ok(())
+    }, else Err(GATED.bad_dtype("out", to, FLOATS)))
+}
+
+/// A row: gates, then as many factors.
+fn gate_row<T: Real, U: Real>(kind: Activation, row: &[T], out: &mut [U]) {
+    let (gate, up) = row.split_at(out.len().min(row.len()));
+    match kind {
+        Activation::Silu => zip(gate, up, out, silu),
+        Activation::Gelu => zip(gate, up, out, gelu),
+        Activation::GeluTanh => zip(gate, up, out, gelu_tanh),
+        Activation::QuickGelu => zip(gate, up, out, quick_gelu),
+    }
 }
 
 #[inline]

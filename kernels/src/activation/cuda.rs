@@ -5,13 +5,17 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
-use crate::packs::{Operand, blocks, pack_len};
+use crate::packs::{HeldRow, Operand, blocks, pack_len};
+use crate::quantize::{Form, GROUP, held_row, quantize_params, scale_params};
 
 static SOURCE: KernelSource =
     KernelSource { name: "activation", text: include_str!("kernel.cu"), headers: crate::cuda::HEADERS };
 
 /// `THREADS` of the kernels.
 const THREADS: usize = 256;
+
+/// Elements of a gated kernel's pack at most: two operands of it are held as float32.
+const MAX_PACK: usize = 8;
 
 /// `PACKS` of `activate`: packs that a thread computes.
 const PACKS: usize = 2;
@@ -26,6 +30,29 @@ fn spec(entry: &'static str, [from, to]: [DType; 2], pack: usize, kind: Activati
     KernelSpec::new(&SOURCE, entry).dtype("X_T", from).dtype("OUT_T", to).int("VEC", pack as i64).int("KIND", kind)
 }
 
+fn spec_activate(types: [DType; 2], pack: usize, kind: Activation) -> KernelSpec {
+    spec("activate", types, pack, kind).int("THREADS", THREADS as i64).int("SCALED", 0).int("QUANTIZE", 0)
+}
+
+/// How a gated kernel's work is shared out.
+#[derive(Clone, Copy, Debug)]
+enum Share {
+    /// Packs of so many elements, whatever their row.
+    Packs(usize),
+    /// A row to a block.
+    Rows(HeldRow),
+}
+
+fn spec_gated(types: [DType; 2], share: Share, kind: Activation, is_scaled: bool, form: Form) -> KernelSpec {
+    let spec = match share {
+        Share::Packs(pack) => spec("gated", types, pack, kind).int("THREADS", THREADS as i64),
+        Share::Rows(HeldRow { pack, threads, items }) => {
+            spec("gated_row", types, pack, kind).int("THREADS", threads as i64).int("ITEMS", items as i64)
+        }
+    };
+    spec.int("SCALED", i64::from(is_scaled)).int("QUANTIZE", form as i64)
+}
+
 pub(super) fn activate(stream: &CudaStream, args: &Activate<'_>, num_elements: usize) -> Result<(), OpError> {
     launch_activate(stream, args, num_elements).map_err(|source| ACTIVATE.device(source))
 }
@@ -38,33 +65,81 @@ fn launch_activate(stream: &CudaStream, args: &Activate<'_>, num_elements: usize
     let mut params = Args::new();
     params.ptr(x)?.ptr_mut(out)?.usize_as_i32(num_packs)?;
     let launch = Launch::new([blocks(num_packs, THREADS * PACKS)?, 1, 1], [THREADS as u32, 1, 1]);
-    let spec = spec("activate", [x.dtype(), out.dtype()], pack, *kind);
+    let spec = spec_activate([x.dtype(), out.dtype()], pack, *kind);
     // SAFETY: `Activate::check` has found `num_elements` elements in both operands, and the parameters are the kernel's.
     unsafe { stream.launch(&spec, launch, &mut params) }
 }
 
 pub(super) fn gated(stream: &CudaStream, args: &Gated<'_>, sizes: [usize; 2]) -> Result<(), OpError> {
-    launch_gated(stream, args, sizes).map_err(|source| GATED.device(source))
+    let [n, i] = sizes;
+    if n == 0 || i == 0 {
+        return Ok(());
+    }
+    let operands = operands(args).map_err(|source| GATED.device(source))?;
+    let form = Form::of(args.quantize.as_ref());
+    let share = match form {
+        Form::Float | Form::Fixed => Share::Packs(pack_len(i, &operands).min(MAX_PACK)),
+        Form::PerGroup if i.is_multiple_of(GROUP) && pack_len(i, &operands) >= MAX_PACK => Share::Packs(MAX_PACK),
+        Form::PerRow | Form::PerGroup => Share::Rows(held_row(GATED, form, i, &operands, args.out.shape())?),
+    };
+    launch_gated(stream, args, sizes, (share, form)).map_err(|source| GATED.device(source))
 }
 
-fn launch_gated(stream: &CudaStream, args: &Gated<'_>, [n, i]: [usize; 2]) -> Result<(), DeviceError> {
-    let Gated { gate_up, kind, out } = args;
-    let pack = pack_len(i, &[Operand::of(gate_up)?, Operand::of_mut(out)?]);
-    let num_packs = n * i / pack;
+/// What is read and written by packs.
+fn operands(args: &Gated<'_>) -> Result<[Operand; 3], DeviceError> {
+    let gate_up = Operand::of(&args.gate_up)?;
+    let columns = args.scales.as_ref().map_or(Ok(gate_up), |scales| Operand::of(&scales.columns))?;
+    Ok([gate_up, Operand::of_mut(&args.out)?, columns])
+}
+
+fn launch_gated(
+    stream: &CudaStream,
+    args: &Gated<'_>,
+    [n, i]: [usize; 2],
+    (share, form): (Share, Form),
+) -> Result<(), DeviceError> {
+    let Gated { gate_up, scales, kind, quantize, out } = args;
     let mut params = Args::new();
-    params.ptr(gate_up)?.ptr_mut(out)?.usize_as_i32(num_packs)?.usize_as_i32(i / pack)?;
-    let launch = Launch::new([blocks(num_packs, THREADS)?, 1, 1], [THREADS as u32, 1, 1]);
-    let spec = spec("gated", [gate_up.dtype(), out.dtype()], pack, *kind);
-    // SAFETY: `Gated::check` has found `n` rows of `2 i` and of `i` elements, and the parameters are the kernel's.
+    params.ptr(gate_up)?;
+    scale_params(&mut params, scales.as_ref())?;
+    params.ptr_mut(out)?;
+    quantize_params(&mut params, quantize.as_ref())?;
+    let launch = match share {
+        Share::Packs(pack) => {
+            let num_packs = n * i / pack;
+            params.usize_as_i32(num_packs)?.usize_as_i32(i / pack)?;
+            Launch::new([blocks(num_packs, THREADS)?, 1, 1], [THREADS as u32, 1, 1])
+        }
+        Share::Rows(row) => {
+            params.usize_as_i32(i)?;
+            Launch::new([blocks(n, 1)?, 1, 1], [row.threads as u32, 1, 1])
+        }
+    };
+    let spec = spec_gated([gate_up.dtype(), out.dtype()], share, *kind, scales.is_some(), form);
+    // SAFETY: `Gated::check` has found `n` rows of `2 i` and of `i` elements and scales for them, and the parameters are the
+    // kernel's.
     unsafe { stream.launch(&spec, launch, &mut params) }
 }
 
-/// The variants of the published models, bf16.
+/// The variants of the published models, bf16 and, for decoders, FP8.
 pub(crate) fn variants() -> Vec<KernelSpec> {
     let bf16 = [DType::BF16; 2];
+    let silu = Activation::Silu;
     // Every size of a decoder's MLP and of a plain tower's is a multiple of 8, Qwen2.5-VL's gated tower's (3420) of 4.
-    let gated = [8, 4].map(|pack| spec("gated", bf16, pack, Activation::Silu));
+    let gated = [8, 4].map(|pack| spec_gated(bf16, Share::Packs(pack), silu, false, Form::Float));
     let plain = [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu];
-    let plain = plain.map(|kind| spec("activate", bf16, 8, kind));
-    gated.into_iter().chain(plain).collect()
+    let plain = plain.map(|kind| spec_activate(bf16, 8, kind));
+    let mut variants: Vec<KernelSpec> = gated.into_iter().chain(plain).collect();
+    let decoders = [6144, 8960, 9728, 11_008, 12_288, 18_944, 25_600, 27_648, 29_568];
+    for (i, is_scaled) in decoders.into_iter().flat_map(|i| [(i, true), (i, false)]) {
+        let packs = [Form::Float, Form::Fixed, Form::PerGroup].map(|form| (form, Share::Packs(MAX_PACK)));
+        let rows = HeldRow::of(i, MAX_PACK).map(|row| (Form::PerRow, Share::Rows(row)));
+        for (form, share) in packs.into_iter().chain(rows) {
+            let variant = spec_gated([DType::BF16, form.out(DType::BF16)], share, silu, is_scaled, form);
+            if !variants.contains(&variant) {
+                variants.push(variant);
+            }
+        }
+    }
+    variants
 }

@@ -9,6 +9,7 @@ use foveal_device::{Stream, View, ViewMut};
 
 use crate::OpError;
 use crate::check::Op;
+use crate::quantize::{Quantize, Scales, check_out};
 
 pub(crate) use cuda::variants;
 
@@ -44,8 +45,12 @@ pub struct Activate<'a> {
 pub struct Gated<'a> {
     /// `[n, 2 * i]`: the gate, then the factor, as the stacked gate and up projections give them.
     pub gate_up: View<'a>,
+    /// What `gate_up` is to be multiplied by first, where it is a product of FP8 operands.
+    pub scales: Option<Scales<'a>>,
     /// The gate's nonlinearity.
     pub kind: Activation,
+    /// How the output is rounded to FP8; `None` for a float type.
+    pub quantize: Option<Quantize<'a>>,
     /// `[n, i]`
     pub out: ViewMut<'a>,
 }
@@ -67,7 +72,10 @@ impl Gated<'_> {
         let [n, i] = GATED.rank("out", self.out.shape())?;
         GATED.shape("gate_up", self.gate_up.shape(), &[n, 2 * i])?;
         GATED.float("gate_up", self.gate_up.dtype())?;
-        GATED.float("out", self.out.dtype())?;
+        if let Some(scales) = &self.scales {
+            scales.check(GATED, [n, 2 * i])?;
+        }
+        check_out(GATED, self.quantize.as_ref(), self.out.dtype(), [n, i])?;
         Ok([n, i])
     }
 }
@@ -105,13 +113,15 @@ pub fn activate(stream: &Stream, args: Activate<'_>) -> Result<(), OpError> {
 /// `out = act(gate) * up` (SwiGLU with [`Activation::Silu`]): the gated MLP of the decoder and of Qwen2.5-VL's tower.
 ///
 /// # Equation
-/// `out[r, j] = act(gate_up[r, j]) * gate_up[r, i + j]`.
+/// `out[r, j] = act(gate_up[r, j]) * gate_up[r, i + j]`, `gate_up` times its [`Scales`] where it has any, `out` rounded as
+/// [`quantize`](crate::quantize) says where it is FP8.
 ///
 /// # Shapes
 /// `gate_up`: `[n, 2 * i]`; `out`: `[n, i]`.
 ///
 /// # Dtypes and layout
-/// Row-major and contiguous; f32, bf16 or f16, each of its own choice.
+/// Row-major and contiguous; f32, bf16 or f16, each of its own choice, scales f32, `out` f8_e4m3 with `quantize`. On CUDA,
+/// rows that are quantised by row or group have at most 32768 columns.
 ///
 /// # Numerics
 /// As [`activate`]; the product is made before the one rounding.

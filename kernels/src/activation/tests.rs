@@ -4,7 +4,11 @@ use proptest::prelude::*;
 
 use super::{Activate, Activation, Gated, activate, gated};
 use crate::OpError;
-use crate::testing::{ACTIVATIONS, blamed, device_tests, load, load64, random, rtol, store, to_f32, zeros};
+use crate::quantize::Scales;
+use crate::testing::{
+    ACTIVATIONS, Quantized, SCHEMES, blamed, device_tests, load, load64, random, rtol, store, tensor, to_f32, values,
+    zeros,
+};
 
 device_tests!(
     any_shape_and_type_is_the_equation,
@@ -12,6 +16,7 @@ device_tests!(
     gelu_keeps_its_precision_in_the_tail,
     a_row_depends_on_itself_alone,
     misfits_are_named,
+    an_unscaled_product_is_scaled_and_rounded_to_f8,
 );
 
 const KINDS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu];
@@ -44,13 +49,16 @@ fn plain(device: &Device, x: &Tensor, kind: Activation, out: &mut Tensor) -> Res
 }
 
 fn glu(device: &Device, gate_up: &Tensor, kind: Activation, out: &mut Tensor) -> Result<(), OpError> {
-    gated(device.stream(), Gated { gate_up: gate_up.view(), kind, out: out.view_mut().unwrap() })
+    gated(
+        device.stream(),
+        Gated { gate_up: gate_up.view(), scales: None, kind, quantize: None, out: out.view_mut().unwrap() },
+    )
 }
 
 fn any_shape_and_type_is_the_equation(device: &Device) {
     let shapes = [(24, 1536), (1, 1), (5, 123), (0, 8), (3, 0), (1, 40_000)];
     for ((n, i), dtype) in shapes.into_iter().flat_map(|shape| ACTIVATIONS.map(|dtype| (shape, dtype))) {
-        let gate_up = store(device, &crate::testing::values(1, n * 2 * i, 8.0), dtype, &[n, 2 * i]);
+        let gate_up = store(device, &values(1, n * 2 * i, 8.0), dtype, &[n, 2 * i]);
         let inputs = load64(&gate_up);
         for kind in KINDS {
             let mut out = zeros(device, dtype, &[n, 2 * i]);
@@ -108,6 +116,33 @@ fn a_row_depends_on_itself_alone(device: &Device) {
         plain(device, &alone, kind, &mut out_alone).unwrap();
         assert_bitwise_equal(&load(&out)[row * 2 * i..(row + 1) * 2 * i], &load(&out_alone));
     });
+}
+
+fn an_unscaled_product_is_scaled_and_rounded_to_f8(device: &Device) {
+    for (n, i) in [(5, 1536), (3, 128), (2, 12_288), (1, 18_944)] {
+        let gate_up = random(device, 1, DType::BF16, &[n, 2 * i]);
+        let positive = |seed, len| -> Vec<f32> { values(seed, len, 1.0).iter().map(|x| x.abs() + 0.25).collect() };
+        let (rows, columns) = (positive(2, n), positive(3, 2 * i));
+        let input = load64(&gate_up);
+        let scaled = |at: usize| input[at] * f64::from(rows[at / (2 * i)]) * f64::from(columns[at % (2 * i)]);
+        let expected: Vec<f64> = (0..n * i)
+            .map(|at| at / i * 2 * i + at % i)
+            .map(|at| reference(Activation::Silu, scaled(at)) * scaled(at + i))
+            .collect();
+        let (rows, columns) = (tensor(device, &rows, &[n]), tensor(device, &columns, &[2 * i]));
+        let scales = Some(Scales { rows: Some(rows.view()), columns: columns.view() });
+        let (kind, gate_up) = (Activation::Silu, gate_up.view());
+        let mut out = zeros(device, DType::F32, &[n, i]);
+        let args = Gated { gate_up, scales, kind, quantize: None, out: out.view_mut().unwrap() };
+        gated(device.stream(), args).unwrap();
+        assert_close_at(&load(&out), &to_f32(&expected), &[n, i], 1e-5, 4e-6);
+        for scheme in SCHEMES {
+            let mut quantized = Quantized::new(device, scheme, [n, i]);
+            let (quantize, out) = quantized.lend();
+            gated(device.stream(), Gated { gate_up, scales, kind, quantize: Some(quantize), out }).unwrap();
+            quantized.assert_is(&to_f32(&expected), 1e-5);
+        }
+    }
 }
 
 fn misfits_are_named(device: &Device) {

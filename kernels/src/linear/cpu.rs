@@ -2,14 +2,15 @@
 
 use std::cell::RefCell;
 
-use foveal_device::{DType, Stream, View};
+use foveal_device::{DType, F8E4M3, Stream, View};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::pack::{Block, num_blocks, pack_rows};
+use super::pack::{Block, num_blocks, pack_rows, scale_rows};
 use super::tile::{TILE_ROWS, Task};
 use super::{Linear, OP};
 use crate::OpError;
+use crate::quantize::{GROUP, group_stride};
 use crate::reals::Reals;
 use crate::shared_rows::SharedOut;
 use crate::simd::{Isa, SimdElement};
@@ -32,6 +33,8 @@ thread_local! {
 #[derive(Clone, Copy)]
 struct Part<'a> {
     weight: Reals<'a>,
+    /// `[ceil(num_rows / 128), ceil(k / 128)]`, where it is scaled by blocks.
+    scales: Option<&'a [f32]>,
     num_rows: usize,
     column: usize,
 }
@@ -42,12 +45,19 @@ pub(super) fn linear(stream: &Stream, args: Linear<'_>) -> Result<(), OpError> {
 
 /// With a given instruction set, so that tests reach each.
 pub(super) fn run(isa: Isa, stream: &Stream, args: Linear<'_>) -> Result<(), OpError> {
-    let Linear { x, weight, bias, mut out } = args;
-    let [m, k] = OP.rank("x", x.shape())?;
-    if !matches!(x.dtype(), DType::F32 | DType::BF16) {
-        return Err(OP.bad_dtype("x", x.dtype(), "f32 or bf16"));
+    let [m, k] = OP.rank("x", args.x.shape())?;
+    args.check_scales(m, k)?;
+    let Linear { x, weight, bias, scales, mut out } = args;
+    if !matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F8E4M3) {
+        return Err(OP.bad_dtype("x", x.dtype(), "f32, bf16 or f8_e4m3"));
     }
-    let (parts, n) = parts(weight, k)?;
+    let (mut parts, n) = parts(weight, k)?;
+    if let Some(scales) = &scales {
+        for (part, view) in parts.iter_mut().zip(scales.weight) {
+            part.scales = Some(OP.slice(view)?);
+        }
+    }
+    let x_scales = scales.map(|scales| OP.slice::<f32>(&scales.x)).transpose()?;
     if let Some(bias) = &bias {
         OP.shape("bias", bias.shape(), &[n])?;
     }
@@ -57,10 +67,11 @@ pub(super) fn run(isa: Isa, stream: &Stream, args: Linear<'_>) -> Result<(), OpE
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let job = Job { isa, k, parts: &parts, bias: bias.as_deref(), out: &out };
+    let job = Job { isa, k, parts: &parts, x_scales, bias: bias.as_deref(), out: &out };
     let mut packed = PACKED.take();
     let result = match x.dtype() {
         DType::BF16 => OP.slice::<bf16>(&x).map(|x| stream.install(|| job.run(x, m, &mut packed))),
+        DType::F8E4M3 => OP.slice::<F8E4M3>(&x).map(|x| stream.install(|| job.run(x, m, &mut packed))),
         _ => OP.slice::<f32>(&x).map(|x| stream.install(|| job.run(x, m, &mut packed))),
     };
     PACKED.set(packed);
@@ -74,7 +85,7 @@ fn parts<'a>(weight: &[View<'a>], k: usize) -> Result<(Vec<Part<'a>>, usize), Op
     for view in weight {
         let [num_rows, _] = OP.rank("weight", view.shape())?;
         OP.shape("weight", view.shape(), &[num_rows, k])?;
-        parts.push(Part { weight: Reals::new(OP, "weight", view)?, num_rows, column });
+        parts.push(Part { weight: Reals::stored(OP, "weight", view)?, scales: None, num_rows, column });
         // Without columns, rows cost no memory: their number may be anything.
         column = usize::saturating_add(column, num_rows);
     }
@@ -86,6 +97,8 @@ struct Job<'a> {
     isa: Isa,
     k: usize,
     parts: &'a [Part<'a>],
+    /// `[ceil(k / 128), group_stride(m)]`
+    x_scales: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     out: &'a SharedOut<'a>,
 }
@@ -105,6 +118,11 @@ impl Job<'_> {
             let packed = &mut packed[..len];
             let x = &x[first_row * self.k..(first_row + num_rows) * self.k];
             pack_rows(self.isa, x, self.k, packed);
+            if let Some(scales) = self.x_scales {
+                scale_rows(packed, self.k, |row, group| {
+                    scales.get(group * group_stride(m) + first_row + row).copied().unwrap_or(0.0)
+                });
+            }
             self.pass(packed, first_row, num_rows);
         }
     }
@@ -139,18 +157,25 @@ impl Job<'_> {
     fn task(&self, part: &Part<'_>, weight_rows: std::ops::Range<usize>, x: &[Block], first_row: usize) {
         let column = part.column + weight_rows.start;
         let elements = weight_rows.start * self.k..weight_rows.end * self.k;
-        let num_columns = weight_rows.len();
-        let Self { isa, k, bias, out, .. } = *self;
         match part.weight {
-            Reals::F32(w) => {
-                isa.dispatch(Task { k, x, weight: &w[elements], num_columns, first_row, column, bias, out });
-            }
-            Reals::Bf16(w) => {
-                isa.dispatch(Task { k, x, weight: &w[elements], num_columns, first_row, column, bias, out });
-            }
-            Reals::F16(w) => {
-                isa.dispatch(Task { k, x, weight: &w[elements], num_columns, first_row, column, bias, out });
-            }
+            Reals::F32(w) => self.dispatch(&w[elements], (part, weight_rows), x, [first_row, column]),
+            Reals::Bf16(w) => self.dispatch(&w[elements], (part, weight_rows), x, [first_row, column]),
+            Reals::F16(w) => self.dispatch(&w[elements], (part, weight_rows), x, [first_row, column]),
+            Reals::F8(w) => self.dispatch(&w[elements], (part, weight_rows), x, [first_row, column]),
         }
+    }
+
+    fn dispatch<W: SimdElement>(
+        &self,
+        weight: &[W],
+        (part, weight_rows): (&Part<'_>, std::ops::Range<usize>),
+        x: &[Block],
+        [first_row, column]: [usize; 2],
+    ) {
+        let Self { isa, k, bias, out, .. } = *self;
+        let (num_columns, groups) = (weight_rows.len(), k.div_ceil(GROUP));
+        let scales =
+            part.scales.map(|scales| (&scales[weight_rows.start / GROUP * groups..], weight_rows.start % GROUP));
+        isa.dispatch(Task { k, x, weight, num_columns, scales, first_row, column, bias, out });
     }
 }

@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use foveal_device::{
-    Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, MatmulShape, View, ViewMut,
+    Args, BlockScales, CudaStream, DType, DeviceError, F8Product, KernelSource, KernelSpec, Launch, MatmulInputs,
+    MatmulShape, View, ViewMut,
 };
 
 use super::{Linear, OP};
@@ -18,9 +19,7 @@ const MAX_GEMV_ROWS: usize = 8;
 const TILE_ROWS: usize = 8;
 /// Stacked weights of one launch.
 const MAX_PARTS: usize = 3;
-/// Elements of the kernel's loads of activations and weights.
-const LOAD_LEN: usize = 8;
-/// Bytes of the same.
+/// Bytes of the kernel's loads of activations and weights.
 const LOAD_BYTES: u64 = 16;
 /// The kernel counts columns by an `int` and steps beyond the last.
 const MAX_COLUMNS: usize = 1 << 30;
@@ -49,7 +48,8 @@ struct Product {
 /// Our own kernel's launch, or `None` for cuBLASLt.
 fn plan(product: Product, num_sms: u32) -> Option<Gemv> {
     let Product { m, n, k, x, is_aligned } = product;
-    let can_load = x == DType::BF16 && is_aligned && k.is_multiple_of(LOAD_LEN) && k <= MAX_COLUMNS;
+    let load_len = LOAD_BYTES as usize / x.size_bytes();
+    let can_load = x != DType::F32 && is_aligned && k.is_multiple_of(load_len) && k <= MAX_COLUMNS;
     // Without columns nothing is loaded, and cuBLASLt refuses.
     if k != 0 && (m > MAX_GEMV_ROWS || !can_load) {
         return None;
@@ -58,21 +58,27 @@ fn plan(product: Product, num_sms: u32) -> Option<Gemv> {
     // Two groups halve the reads of activations; with fewer blocks than multiprocessors some would be idle.
     let groups = if n.div_ceil(2 * TILE_ROWS) >= num_sms { 2 } else { 1 };
     // Sixteen warps fill a multiprocessor's registers: of two blocks, or of one where there are no more.
-    let warps = if n.div_ceil(groups * TILE_ROWS) > num_sms { 8 } else { 16 };
+    let warps = if groups == 2 || n.div_ceil(TILE_ROWS) > num_sms { 8 } else { 16 };
     Some(Gemv { groups, warps })
 }
 
 impl Gemv {
-    fn spec(self, out: DType) -> KernelSpec {
-        let spec = KernelSpec::new(&GEMV, "gemv").dtype("OUT_T", out);
+    fn spec(self, weight: DType, out: DType, is_scaled: bool) -> KernelSpec {
+        let spec = KernelSpec::new(&GEMV, "gemv").dtype("W_T", weight).dtype("OUT_T", out);
+        let spec = spec.int("IS_F8", i64::from(weight == DType::F8E4M3)).int("SCALED", i64::from(is_scaled));
         spec.int("GROUPS", self.groups as i64).int("WARPS", i64::from(self.warps))
     }
 }
 
 /// Every kernel that a model may need; cuBLASLt brings its own.
 pub(crate) fn variants() -> Vec<KernelSpec> {
-    let launches = [1, 2].into_iter().flat_map(|groups| [8, 16].map(|warps| Gemv { groups, warps }));
-    launches.flat_map(|gemv| [DType::BF16, DType::F32].map(|out| gemv.spec(out))).collect()
+    let launches = [(1, 8), (1, 16), (2, 8)].into_iter().map(|(groups, warps)| Gemv { groups, warps });
+    let weights = [(DType::BF16, false), (DType::F8E4M3, false), (DType::F8E4M3, true)];
+    let outs = [DType::BF16, DType::F32];
+    launches
+        .flat_map(|gemv| weights.map(|(weight, is_scaled)| outs.map(|out| gemv.spec(weight, out, is_scaled))))
+        .flatten()
+        .collect()
 }
 
 /// Rows of a part of the weights.
@@ -84,9 +90,10 @@ impl Linear<'_> {
     /// Shapes and element types, as CUDA takes them.
     fn check(&self) -> Result<Product, OpError> {
         let [m, k] = OP.rank("x", self.x.shape())?;
+        self.check_scales(m, k)?;
         let x = self.x.dtype();
-        if !matches!(x, DType::F32 | DType::BF16) {
-            return Err(OP.bad_dtype("x", x, "bf16 or f32 on CUDA"));
+        if !matches!(x, DType::F32 | DType::BF16 | DType::F8E4M3) {
+            return Err(OP.bad_dtype("x", x, "bf16, f8_e4m3 or f32 on CUDA"));
         }
         let mut n = 0_usize;
         for part in self.weight {
@@ -99,13 +106,17 @@ impl Linear<'_> {
         OP.shape("out", self.out.shape(), &[m, n])?;
         let out = self.out.dtype();
         match x {
-            DType::BF16 if !matches!(out, DType::BF16 | DType::F32) => {
+            DType::BF16 | DType::F8E4M3 if !matches!(out, DType::BF16 | DType::F32) => {
                 return Err(OP.bad_dtype("out", out, "bf16 or f32 on CUDA"));
             }
             DType::F32 => OP.dtype("out", out, DType::F32, "f32 on CUDA where x is f32")?,
             _ => {}
         }
         if let Some(bias) = &self.bias {
+            if x == DType::F8E4M3 {
+                let reason = "is given, but a product of FP8 has none: it comes after the scaling";
+                return Err(OpError::Mismatch { op: OP.0, arg: "bias", reason });
+            }
             OP.shape("bias", bias.shape(), &[n])?;
             OP.dtype("bias", bias.dtype(), out, "the dtype of out on CUDA")?;
         }
@@ -124,8 +135,8 @@ pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), Op
     }
     let computed = match plan(product, stream.num_sms()) {
         Some(gemv) => by_gemv(stream, product, gemv, args),
-        None => each_part(product, &mut args, |_, shape, Part { x, weight, bias, out, column }| {
-            stream.matmul(shape, x, weight, bias, out, column)
+        None => each_part(product, &mut args, |_, shape, Part { inputs, out, column }| {
+            stream.matmul(shape, &inputs, out, column)
         }),
     };
     computed.map_err(|e| OP.device(e))
@@ -136,22 +147,22 @@ pub(super) fn tune(stream: &CudaStream, mut args: Linear<'_>, others: &[&[View<'
     if product.m == 0 || product.n == 0 || plan(product, stream.num_sms()).is_some() {
         return Ok(());
     }
-    let tuned = each_part(product, &mut args, |index, shape, Part { x, weight, bias, out, column }| {
-        let others = others.iter().filter_map(|parts| parts.get(index).copied());
-        let weights: Vec<View<'_>> = std::iter::once(*weight).chain(others).collect();
-        stream.tune_matmul(shape, x, &weights, bias, out, column).map(|_| ())
+    let tuned = each_part(product, &mut args, |index, shape, Part { inputs, out, column }| {
+        let others: Vec<View<'_>> = others.iter().filter_map(|parts| parts.get(index).copied()).collect();
+        stream.tune_matmul(shape, &inputs, &others, out, column).map(|_| ())
     });
     tuned.map_err(|e| OP.device(e))
 }
 
 /// Operands of the product with one part of the weights, which gives the columns of `out` from `column` on.
 struct Part<'p, 'a> {
-    x: &'p View<'a>,
-    weight: &'p View<'a>,
-    bias: Option<&'p View<'a>>,
+    inputs: MatmulInputs<'p>,
     out: &'p mut ViewMut<'a>,
     column: usize,
 }
+
+/// Sums of FP8 products may stay in the tensor cores: what that costs is measured with whole models.
+const FAST_ACCUMULATION: bool = true;
 
 /// A product of its own for each part that has rows.
 fn each_part(
@@ -159,7 +170,8 @@ fn each_part(
     args: &mut Linear<'_>,
     mut multiply: impl FnMut(usize, &MatmulShape, Part<'_, '_>) -> Result<(), DeviceError>,
 ) -> Result<(), DeviceError> {
-    let Linear { x, weight, bias, out } = args;
+    let Linear { x, weight, bias, scales, out } = args;
+    let f8 = F8Product { fast_accumulation: FAST_ACCUMULATION, has_block_scales: scales.is_some() };
     let mut column = 0;
     for (index, weight) in weight.iter().enumerate() {
         let n = num_rows(weight);
@@ -175,9 +187,12 @@ fn each_part(
             out: out.dtype(),
             bias: bias.map(|bias| bias.dtype()),
             ldo: product.n,
+            f8: if product.x == DType::F8E4M3 { f8 } else { F8Product::default() },
         };
         let bias = bias.map(|bias| bias.rows(column..column + n)).transpose()?;
-        multiply(index, &shape, Part { x, weight, bias: bias.as_ref(), out: &mut out.reborrow(), column })?;
+        let scales = scales.and_then(|scales| Some(BlockScales { x: scales.x, weight: *scales.weight.get(index)? }));
+        let inputs = MatmulInputs { x: *x, weight: *weight, bias, scales };
+        multiply(index, &shape, Part { inputs, out: &mut out.reborrow(), column })?;
         column += n;
     }
     Ok(())
@@ -186,49 +201,73 @@ fn each_part(
 /// Our own kernel, over as many rows and parts as there are: models have one launch, products without columns more.
 fn by_gemv(stream: &CudaStream, product: Product, gemv: Gemv, args: Linear<'_>) -> Result<(), DeviceError> {
     let Product { m, n, .. } = product;
-    let Linear { x, weight, bias, out } = args;
+    let Linear { x, weight, bias, scales, out } = args;
     let len = m * n;
     let mut out = out.reshape(&[len])?;
     for first in (0..m).step_by(TILE_ROWS) {
         let x = x.rows(first..m.min(first + TILE_ROWS))?;
         let mut column = 0;
-        for parts in weight.chunks(MAX_PARTS) {
+        for (chunk, parts) in weight.chunks(MAX_PARTS).enumerate() {
             let bias = bias.map(|bias| bias.rows(column..n)).transpose()?;
             let out = out.reborrow().rows(first * n + column..len)?;
-            launch(stream, gemv, &x, parts, bias.as_ref(), &out, n)?;
+            let scales = scales.map(|scales| PartScales {
+                x: scales.x,
+                first,
+                weight: scales.weight.chunks(MAX_PARTS).nth(chunk).unwrap_or_default(),
+            });
+            launch(stream, gemv, Parts { x, weight: parts, bias, scales }, &out, n)?;
             column += parts.iter().map(num_rows).sum::<usize>();
         }
     }
     Ok(())
 }
 
-/// One launch: at most eight rows of `x`, at most three parts. `bias` and `out` begin at the first part's first column, and
-/// rows of `out` are `out_stride` apart.
+/// What one launch reads: at most eight rows of `x`, at most three parts. `bias` begins at the first part's first column.
+struct Parts<'a> {
+    x: View<'a>,
+    weight: &'a [View<'a>],
+    bias: Option<View<'a>>,
+    scales: Option<PartScales<'a>>,
+}
+
+/// Block scales of a launch, whose first row of `x` is row `first` of all.
+struct PartScales<'a> {
+    x: View<'a>,
+    first: usize,
+    weight: &'a [View<'a>],
+}
+
+/// One launch. `out` begins at the first part's first column, and its rows are `out_stride` apart.
 fn launch(
     stream: &CudaStream,
     gemv: Gemv,
-    x: &View<'_>,
-    parts: &[View<'_>],
-    bias: Option<&View<'_>>,
+    Parts { x, weight, bias, scales }: Parts<'_>,
     out: &ViewMut<'_>,
     out_stride: usize,
 ) -> Result<(), DeviceError> {
-    let part = |i: usize| parts.get(i);
+    let part = |i: usize| weight.get(i);
+    let part_scales = |i: usize| scales.as_ref().and_then(|scales| scales.weight.get(i));
     let rows = [0, 1, 2].map(|i| part(i).map_or(0, num_rows));
     let tiles: usize = rows.iter().map(|rows| rows.div_ceil(gemv.groups * TILE_ROWS)).sum();
     let mut args = Args::new();
-    args.ptr(x)?.ptr_or_null(part(0))?.ptr_or_null(part(1))?.ptr_or_null(part(2))?;
-    args.ptr_or_null(bias)?.ptr_mut(out)?;
+    args.ptr(&x)?.ptr_or_null(part(0))?.ptr_or_null(part(1))?.ptr_or_null(part(2))?;
+    args.ptr_or_null(bias.as_ref())?.ptr_mut(out)?;
     for rows in rows {
         args.usize_as_i32(rows)?;
     }
     let [m, k] = [0, 1].map(|i| x.shape().get(i).copied().unwrap_or(0));
     args.usize_as_i32(m)?.usize_as_i32(k)?.usize_as_i32(out_stride)?;
+    args.ptr_or_null(scales.as_ref().map(|scales| &scales.x))?;
+    args.ptr_or_null(part_scales(0))?.ptr_or_null(part_scales(1))?.ptr_or_null(part_scales(2))?;
+    let (first, stride) = scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()));
+    args.usize_as_i32(first)?.usize_as_i32(stride)?;
     let blocks = u32::try_from(tiles).map_err(|_| DeviceError::TooLarge { value: tiles })?;
     let launch = Launch::new([blocks, 1, 1], [32 * gemv.warps, 1, 1]);
+    let spec = gemv.spec(x.dtype(), out.dtype(), scales.is_some());
     // SAFETY: the parameters are those of `gemv` in gemv.cu. `check` has compared all shapes and types, and `plan` what its
-    // loads ask for; it reads k elements of the rows given, and writes as many rows and columns of `out` as there are.
-    unsafe { stream.launch(&gemv.spec(out.dtype()), launch, &mut args) }
+    // loads ask for; it reads k elements of the rows given and the scales of their blocks, and writes as many rows and
+    // columns of `out` as there are.
+    unsafe { stream.launch(&spec, launch, &mut args) }
 }
 
 #[cfg(test)]
@@ -251,6 +290,9 @@ mod tests {
         assert_eq!(gemv(Product { is_aligned: false, ..QKV }), None);
         assert_eq!(gemv(Product { k: 4092, ..QKV }), None);
         assert_eq!(gemv(Product { k: MAX_COLUMNS + 8, ..QKV }), None);
+        let f8 = Product { x: DType::F8E4M3, ..QKV };
+        assert!(gemv(f8).is_some());
+        assert_eq!(gemv(Product { k: 4104, ..f8 }), None);
         // Nothing is loaded then, so anything goes.
         assert!(gemv(Product { m: 100, k: 0, x: DType::F32, is_aligned: false, ..QKV }).is_some());
     }
@@ -263,7 +305,7 @@ mod tests {
         assert_eq!(gemv(Product { n: 1024, ..QKV }), Some((1, 16)));
         assert_eq!(gemv(Product { n: 513, ..QKV }), Some((1, 16)));
         assert_eq!(gemv(Product { n: 2048, ..QKV }), Some((1, 8)));
-        assert_eq!(gemv(Product { n: 16 * 132, ..QKV }), Some((2, 16)));
+        assert_eq!(gemv(Product { n: 16 * 132, ..QKV }), Some((2, 8)));
         assert_eq!(gemv(Product { n: 151_936, ..QKV }), Some((2, 8)));
     }
 
@@ -273,7 +315,7 @@ mod tests {
         for n in [1, 1024, 2048, 2112, 6144] {
             for out in [DType::BF16, DType::F32] {
                 let gemv = plan(Product { n, ..QKV }, H200_SMS).unwrap();
-                assert!(variants.contains(&gemv.spec(out)), "{n}");
+                assert!(variants.contains(&gemv.spec(DType::BF16, out, false)), "{n}");
             }
         }
     }

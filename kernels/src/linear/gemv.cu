@@ -1,17 +1,18 @@
-// out[i, j] = sum_k x[i, k] * weight[j, k] + bias[j] for at most eight rows of x, bf16 with float32 sums.
+// out[i, j] = sum_k x[i, k] * weight[j, k] + bias[j] for at most eight rows of x, bf16 or FP8 (IS_F8) with float32 sums.
+// With SCALED, x and weight have a scale for each 1 x 128 and 128 x 128 elements.
 //
 // Weights are read once, at the speed of memory; all the rest is arranged around that. The products are made by the
 // tensor cores, so that eight rows of x cost what one does: x is the A of m16n8k16 (its upper eight rows stay zero), eight
 // rows of weight are the B. Which k of a fragment is which doesn't matter as long as A and B agree, so a lane takes eight
 // consecutive k, 16 bytes, of its row of weight and of x, and feeds them to two instructions: no shuffles, no shared
-// memory, and a row's four lanes read 64 bytes.
+// memory, and a row's four lanes read 64 bytes. Of FP8 16 bytes are sixteen k and, widened to f16, four instructions.
 //
 // Grid: a block for each GROUPS x 8 rows of weight, through all of up to three stacked parts. Block: WARPS warps; a slab
 // of UNROLL x 32 columns goes to each in turn. A slab is loaded while the one before is multiplied: a warp has 4 KiB of
 // weights in flight, a multiprocessor 64 KiB. x is read through the level-1 cache, where it stays, since weights pass by it.
 // Shared memory: WARPS x GROUPS x 256 bytes for the warps' sums, added in their order: an output's bits depend on its row
 // of x and its row of weight alone, not on m.
-// Needs: k and the addresses of x and weight are multiples of 8 elements; m is 1 to 8. k = 0 sums nothing.
+// Needs: k and the addresses of x and weight are multiples of 16 bytes; m is 1 to 8. k = 0 sums nothing.
 // Bound: bytes of weight at 4.5 TB/s on an H200 (4096 x 4096: 7.5 us). x adds m / (8 x GROUPS) of that from the caches.
 // Registers: 92 to 98, no spills.
 // Dropped: plain multiply-adds, which at eight rows take nine tenths of all issue slots; x in shared memory, which is
@@ -20,13 +21,15 @@
 #include "prelude.cuh"
 
 #define ROWS (8 * GROUPS)
-#define UNROLL (8 / GROUPS)
-// Columns of one load of a warp: four lanes of eight.
-#define CHUNK 32
+// Scales take registers that loads in flight would have.
+#define UNROLL ((SCALED ? 4 : 8) / GROUPS)
+// Columns of one load of a lane, and of a warp: four lanes.
+#define LANE (16 / (int)sizeof(W_T))
+#define CHUNK (4 * LANE)
 #define SLAB (UNROLL * CHUNK)
 
 // Sixteen bytes that are used once, or zeros.
-__device__ __forceinline__ Vec<u32_t, 4> load_streamed(const bf16_t* p, bool is_inside) {
+__device__ __forceinline__ Vec<u32_t, 4> load_streamed(const W_T* p, bool is_inside) {
     Vec<u32_t, 4> v = {};
     asm volatile("{ .reg .pred inside; setp.ne.s32 inside, %5, 0;"
                  "@inside ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
@@ -36,7 +39,7 @@ __device__ __forceinline__ Vec<u32_t, 4> load_streamed(const bf16_t* p, bool is_
 }
 
 // Sixteen bytes that other blocks use too, or zeros.
-__device__ __forceinline__ Vec<u32_t, 4> load_cached(const bf16_t* p, bool is_inside) {
+__device__ __forceinline__ Vec<u32_t, 4> load_cached(const W_T* p, bool is_inside) {
     Vec<u32_t, 4> v = {};
     asm volatile("{ .reg .pred inside; setp.ne.s32 inside, %5, 0;"
                  "@inside ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
@@ -45,7 +48,23 @@ __device__ __forceinline__ Vec<u32_t, 4> load_cached(const bf16_t* p, bool is_in
     return v;
 }
 
-// Adds a chunk's products. Two sums of each, so that its two instructions don't wait for one another.
+// Adds a chunk's products. Two sums of each, so that instructions don't wait for one another.
+#if IS_F8
+__device__ __forceinline__ void multiply(float (&acc)[GROUPS][2][4], const Vec<u32_t, 4>& x,
+                                         const Vec<u32_t, 4> (&w)[GROUPS]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32_t a[4] = {};
+        widen_f8x4(x.at[i], a[0], a[2]);
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            u32_t low, high;
+            widen_f8x4(w[group].at[i], low, high);
+            mma_f16(acc[group][i & 1], a, low, high);
+        }
+    }
+}
+#else
 __device__ __forceinline__ void multiply(float (&acc)[GROUPS][2][4], const Vec<u32_t, 4>& x,
                                          const Vec<u32_t, 4> (&w)[GROUPS]) {
     const u32_t first[4] = {x.at[0], 0, x.at[1], 0}, second[4] = {x.at[2], 0, x.at[3], 0};
@@ -55,45 +74,84 @@ __device__ __forceinline__ void multiply(float (&acc)[GROUPS][2][4], const Vec<u
         mma_bf16(acc[group][1], second, w[group].at[2], w[group].at[3]);
     }
 }
+#endif
+
+#if SCALED
+// Chunks of a block: their sums are scaled before they are added.
+#define CHUNKS_OF_BLOCK (128 / CHUNK)
+
+__device__ __forceinline__ void add_scaled(float (&acc)[GROUPS][2][4], float (&sums)[GROUPS][2][4], float scale) {
+#pragma unroll
+    for (int group = 0; group < GROUPS; group++) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            acc[group][0][i] = fmaf(scale, sums[group][0][i] + sums[group][1][i], acc[group][0][i]);
+            sums[group][0][i] = sums[group][1][i] = 0.0f;
+        }
+    }
+}
+#endif
 
 // A part's rows of weight are the columns of `out` from its offset on. Parts that there aren't have no rows.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
-gemv(const bf16_t* __restrict__ x, const bf16_t* __restrict__ weight0, const bf16_t* __restrict__ weight1,
-     const bf16_t* __restrict__ weight2, const OUT_T* __restrict__ bias, OUT_T* __restrict__ out, int rows0, int rows1,
-     int rows2, int m, int k, int out_stride) {
+gemv(const W_T* __restrict__ x, const W_T* __restrict__ weight0, const W_T* __restrict__ weight1,
+     const W_T* __restrict__ weight2, const OUT_T* __restrict__ bias, OUT_T* __restrict__ out, int rows0, int rows1,
+     int rows2, int m, int k, int out_stride, const f32_t* __restrict__ x_scales, const f32_t* __restrict__ scales0,
+     const f32_t* __restrict__ scales1, const f32_t* __restrict__ scales2, int first_x, int x_scales_stride) {
     __shared__ float sums[WARPS][GROUPS][8][8];
 
     // The block's part, its first row there, and the column of `out` that the part begins at.
     int tile = blockIdx.x, part_column = 0, num_rows = rows0;
-    const bf16_t* weight = weight0;
+    const W_T* weight = weight0;
+#if SCALED
+    const f32_t* scales = scales0;
+#endif
     const int tiles0 = (rows0 + ROWS - 1) / ROWS, tiles1 = (rows1 + ROWS - 1) / ROWS;
     if (tile >= tiles0 + tiles1) {
         tile -= tiles0 + tiles1, part_column = rows0 + rows1, num_rows = rows2, weight = weight2;
+#if SCALED
+        scales = scales2;
+#endif
     } else if (tile >= tiles0) {
         tile -= tiles0, part_column = rows0, num_rows = rows1, weight = weight1;
+#if SCALED
+        scales = scales1;
+#endif
     }
     const int first_row = tile * ROWS;
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // The fragments' row of x, which is also the row of weight within a group, and the lane's first column of a chunk.
-    const int row = lane >> 2, column = (lane & 3) * 8;
+    const int row = lane >> 2, column = (lane & 3) * LANE;
     const int from = warp * SLAB + column;
     // Rows beyond the last, of either, repeat it: what comes of them is dropped.
-    const bf16_t* next_x = x + (size_t)min(row, m - 1) * k + from;
-    const bf16_t* next_w[GROUPS];
+    const W_T* next_x = x + (size_t)min(row, m - 1) * k + from;
+    const W_T* next_w[GROUPS];
 #pragma unroll
     for (int group = 0; group < GROUPS; group++) {
         next_w[group] = weight + (size_t)min(first_row + group * 8 + row, num_rows - 1) * k + from;
     }
 
+#if SCALED
+    const int x_row = first_x + min(row, m - 1), num_blocks = (k + 127) / 128;
+    // The groups' rows lie in one block.
+    const f32_t* w_scales = scales + (size_t)(first_row / 128) * num_blocks;
+    x_scales += x_row;
+    float sums_of_block[GROUPS][2][4] = {};
+#endif
     // What is loaded for a slab is multiplied one turn later: loads that could be moved down to their use would be, by a
     // compiler that saves registers.
-    Vec<u32_t, 4> w[UNROLL][GROUPS], a[UNROLL];
+    Vec<u32_t, 4> w[UNROLL][GROUPS];
+#if !IS_F8
+    Vec<u32_t, 4> a[UNROLL];
+#endif
     float acc[GROUPS][2][4] = {};
     // Columns from the lane's next one to the end.
     int left = k - from;
     auto load = [&](int i) {
+#if !IS_F8
         a[i] = load_cached(next_x + i * CHUNK, i * CHUNK < left);
+#endif
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             w[i][group] = load_streamed(next_w[group] + i * CHUNK, i * CHUNK < left);
@@ -109,7 +167,23 @@ gemv(const bf16_t* __restrict__ x, const bf16_t* __restrict__ weight0, const bf1
         for (int group = 0; group < GROUPS; group++) next_w[group] += WARPS * SLAB;
 #pragma unroll
         for (int i = 0; i < UNROLL; i++) {
-            multiply(acc, a[i], w[i]);
+#if IS_F8
+            // Widening takes the registers that activations loaded ahead would need; they come from the level-1 cache.
+            const int back = i * CHUNK - WARPS * SLAB;
+            const Vec<u32_t, 4> own = load_cached(next_x + back, back < left);
+#else
+            const Vec<u32_t, 4>& own = a[i];
+#endif
+#if SCALED
+            multiply(sums_of_block, own, w[i]);
+            if (i % CHUNKS_OF_BLOCK == CHUNKS_OF_BLOCK - 1) {
+                // Columns beyond the last are zeros, whatever they are multiplied by.
+                const int block = min((slab + i * CHUNK) / 128, num_blocks - 1);
+                add_scaled(acc, sums_of_block, x_scales[block * x_scales_stride] * w_scales[block]);
+            }
+#else
+            multiply(acc, own, w[i]);
+#endif
             load(i);
         }
     }

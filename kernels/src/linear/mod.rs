@@ -1,15 +1,18 @@
 //! Matrix products with model weights: `out = x · weightᵀ + bias`.
 //!
 //! # Equation
-//! `out[i, j] = Σ_k x[i, k] * weight[j, k] + bias[j]`
+//! `out[i, j] = Σ_k x[i, k] * weight[j, k] + bias[j]`; with block scales each `x[i, k]` is first multiplied by
+//! `scales.x[k / 128, i]`, each `weight[j, k]` by `scales.weight[j / 128, k / 128]`.
 //!
 //! # Shapes
 //! `x [m, k]`, `weight` in parts `[n_i, k]`, `bias [n]` and `out [m, n]` with `n = n_0 + n_1 + ...`. Every size may be 0;
 //! with `k = 0` the sum is 0.
 //!
 //! # Dtypes and layout
-//! On the CPU, `x` and `out` f32 or bf16; each part of `weight` and `bias` f32, bf16 or f16. On CUDA, `x` bf16 with bf16
-//! weights and `out` bf16 or f32, or all f32; `bias` as `out`. All row-major and contiguous. Weights are read where they
+//! On the CPU, `x` f32, bf16 or f8_e4m3, `out` f32 or bf16; each part of `weight` f32, bf16, f16 or f8_e4m3, `bias` f32, bf16
+//! or f16. On CUDA, `x` bf16 with bf16 weights or f8_e4m3 with f8_e4m3 weights and `out` bf16 or f32, or all f32; `bias` as
+//! `out`, and none for f8_e4m3, whose sizes and addresses there are multiples of 16. Without block scales an FP8 product
+//! is unscaled: [`quantize`](crate::quantize) says who scales it. All row-major and contiguous. Weights are read where they
 //! lie and are never copied, widened or repacked; only activations are, on the CPU, into scratch of 4 MiB (more where
 //! eight tiles of rows are larger).
 //!
@@ -20,6 +23,9 @@
 //! its row of `weight` and its bias alone, not on `m`, `n`, the parts or the threads, nor on the instruction set where it
 //! has a fused multiply-add (elsewhere products are rounded before they are added). The error is at most
 //! `(k / 16 + 8) * 2^-24 * Σ |x * weight|`.
+//!
+//! Products of FP8 numbers are exact. Where they are summed by the library they stay in the tensor cores, which keep about
+//! 14 bits of a sum; in `gemv.cu` they are float32, and on the CPU as everything else.
 //!
 //! On CUDA, sums are float32 in an order that the algorithm chosen for the shape decides, and the tensor cores cut off
 //! what the CPU rounds: twice that error. A row's bits are the same for any `m` up to eight where `gemv.cu` is used, and may
@@ -36,7 +42,7 @@
 //! fixed across shapes.
 //!
 //! # CUDA implementation
-//! Up to eight rows of bf16 with `k` a multiple of 8 are multiplied by `gemv.cu`, which streams all parts in one launch; all
+//! Up to eight rows of bf16 or FP8 with `k` a multiple of 8 (16) are multiplied by `gemv.cu`, which streams all parts in one launch; all
 //! others by cuBLASLt, one product for each part into its columns of `out`.
 
 mod cpu;
@@ -47,10 +53,11 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
-use foveal_device::{Stream, View, ViewMut};
+use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::OpError;
 use crate::check::Op;
+use crate::quantize::{GROUP, group_stride};
 
 pub(crate) use cuda::variants;
 
@@ -66,8 +73,19 @@ pub struct Linear<'a> {
     pub weight: &'a [View<'a>],
     /// `[n_0 + n_1 + ...]`, any float type.
     pub bias: Option<View<'a>>,
+    /// Of FP8 operands that are scaled by blocks.
+    pub scales: Option<BlockScales<'a>>,
     /// `[m, n_0 + n_1 + ...]`, f32 or bf16.
     pub out: ViewMut<'a>,
+}
+
+/// Scales that vary along `k`, so that the product itself must apply them: float32.
+#[derive(Clone, Copy, Debug)]
+pub struct BlockScales<'a> {
+    /// `[ceil(k / 128), group_stride(m)]`, as [`Quantize::PerGroup`](crate::quantize::Quantize::PerGroup) gives them.
+    pub x: View<'a>,
+    /// For each part of the weights `[ceil(n_i / 128), ceil(k / 128)]`; only the last part's rows may be no multiple of 128.
+    pub weight: &'a [View<'a>],
 }
 
 /// `out = x · weightᵀ + bias`, summed in float32; see the [module](self) for the contract.
@@ -79,6 +97,31 @@ pub fn linear(stream: &Stream, args: Linear<'_>) -> Result<(), OpError> {
     match stream.cuda() {
         Some(cuda) => cuda::linear(cuda, args),
         None => cpu::linear(stream, args),
+    }
+}
+
+impl Linear<'_> {
+    /// Shapes and types of the scales, for rows `m` of `x` and parts of these sizes.
+    fn check_scales(&self, m: usize, k: usize) -> Result<(), OpError> {
+        let Some(scales) = &self.scales else { return Ok(()) };
+        let groups = k.div_ceil(GROUP);
+        OP.dtype("x", self.x.dtype(), DType::F8E4M3, "f8_e4m3, as it has scales")?;
+        OP.shape("scales.x", scales.x.shape(), &[groups, group_stride(m)])?;
+        OP.dtype("scales.x", scales.x.dtype(), DType::F32, "f32")?;
+        if scales.weight.len() != self.weight.len() {
+            return Err(OpError::Mismatch {
+                op: OP.0,
+                arg: "scales.weight",
+                reason: "has not as many parts as weight",
+            });
+        }
+        for (weight, scales) in self.weight.iter().zip(scales.weight) {
+            let num_rows = weight.shape().first().copied().unwrap_or(0);
+            OP.dtype("weight", weight.dtype(), DType::F8E4M3, "f8_e4m3, as it has scales")?;
+            OP.shape("scales.weight", scales.shape(), &[num_rows.div_ceil(GROUP), groups])?;
+            OP.dtype("scales.weight", scales.dtype(), DType::F32, "f32")?;
+        }
+        Ok(())
     }
 }
 

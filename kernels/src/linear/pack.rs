@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::quantize::GROUP;
 use crate::simd::{Isa, Kernel, LANES, PAIR, Simd, SimdElement};
 
 /// Thirty-two activations: those of even index, then those of odd index. A register of bf16 weights splits into the
@@ -38,6 +39,19 @@ pub(super) fn pack_rows<X: SimdElement>(isa: Isa, x: &[X], k: usize, packed: &mu
     }
     x.par_chunks(task_x).zip(packed.par_chunks_mut(task_blocks)).for_each(|(x, packed)| {
         isa.dispatch(Pack { x, k, packed });
+    });
+}
+
+/// Multiplies each 128 activations of packed rows by `scale(row, group)`.
+pub(super) fn scale_rows(packed: &mut [Block], k: usize, scale: impl Fn(usize, usize) -> f32 + Sync) {
+    let row_blocks = num_blocks(k);
+    packed.par_chunks_mut(row_blocks).with_min_len(ROWS_PER_TASK).enumerate().for_each(|(row, blocks)| {
+        for (group, blocks) in blocks.chunks_mut(GROUP / PAIR).enumerate() {
+            let scale = scale(row, group);
+            for block in blocks {
+                block.even.iter_mut().chain(&mut block.odd).for_each(|x| *x *= scale);
+            }
+        }
     });
 }
 

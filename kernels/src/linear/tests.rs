@@ -1,5 +1,7 @@
 //! Against a float64 sum, and against itself: a row's bits don't depend on what stands around it.
 
+mod f8;
+
 use foveal_device::{DType, Device, Stream, Tensor, View, ViewMut};
 use foveal_testkit::{assert_bitwise_equal, assert_close_at};
 use half::bf16;
@@ -46,6 +48,7 @@ impl Problem {
             x: self.x.rows(rows).unwrap(),
             weight: &weight,
             bias: self.bias.as_ref().map(Tensor::view),
+            scales: None,
             out: out.view_mut().unwrap(),
         };
         by(device.stream(), args);
@@ -334,8 +337,11 @@ fn refusal(
         (zeros(x), parts.iter().map(|&p| zeros(p)).collect::<Vec<_>>(), bias.map(zeros), zeros(out));
     let weight: Vec<View<'_>> = parts.iter().map(Tensor::view).collect();
     let out: ViewMut<'_> = out.view_mut().unwrap();
-    linear(device.stream(), Linear { x: x.view(), weight: &weight, bias: bias.as_ref().map(Tensor::view), out })
-        .unwrap_err()
+    linear(
+        device.stream(),
+        Linear { x: x.view(), weight: &weight, bias: bias.as_ref().map(Tensor::view), scales: None, out },
+    )
+    .unwrap_err()
 }
 
 fn misfits_are_refused_by_name(device: &Device) {

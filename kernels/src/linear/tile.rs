@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::pack::{Block, num_blocks, padded};
+use crate::quantize::GROUP;
 use crate::shared_rows::SharedOut;
 use crate::simd::{Kernel, PAIR, Simd, SimdElement};
 
@@ -18,6 +19,8 @@ pub(super) struct Task<'a, W> {
     /// `[num_columns, k]`
     pub(super) weight: &'a [W],
     pub(super) num_columns: usize,
+    /// The scales of the first row's blocks and those that follow, and the first row's place in its block.
+    pub(super) scales: Option<(&'a [f32], usize)>,
     /// Row of the output that belongs to the first activation row.
     pub(super) first_row: usize,
     /// Column of the output that belongs to the first weight row.
@@ -64,7 +67,21 @@ impl<W: SimdElement> Task<'_, W> {
             let column = (column + i).min(self.num_columns - 1);
             *w = &self.weight[column * self.k..(column + 1) * self.k];
         }
-        let sums = products(simd, x, w, self.k);
+        let sums = match self.scales {
+            None => products(simd, x, w, self.k, |_, w| w),
+            Some((scales, first)) => {
+                let groups = self.k.div_ceil(GROUP);
+                let mut own: [&[f32]; TILE_COLUMNS] = [&[]; TILE_COLUMNS];
+                for (i, own) in own.iter_mut().enumerate() {
+                    let block = (first + (column + i).min(self.num_columns - 1)) / GROUP;
+                    *own = &scales[block * groups..(block + 1) * groups];
+                }
+                products(simd, x, w, self.k, |block, [even, odd]: [[S::F; TILE_COLUMNS]; 2]| {
+                    let scale = own.map(|scales| simd.splat(scales[block * PAIR / GROUP]));
+                    [even, odd].map(|w| std::array::from_fn(|n| simd.mul(w[n], scale[n])))
+                })
+            }
+        };
         let num_columns = TILE_COLUMNS.min(self.num_columns - column);
         for (i, sums) in sums.iter().enumerate().take(num_rows - row) {
             self.store(row + i, column, &sums[..num_columns]);
@@ -87,7 +104,8 @@ impl<W: SimdElement> Task<'_, W> {
     }
 }
 
-/// The products of `M` packed rows with four weight rows of `k` elements.
+/// The products of `M` packed rows with four weight rows of `k` elements, as `scaled(block, weights)` makes them of each
+/// block's.
 ///
 /// One vector sums a product: for every 32 elements it takes those of even index, then those of odd index, each lane
 /// its own; its lanes are added at the end. This order depends on nothing but `k`.
@@ -97,6 +115,7 @@ fn products<S: Simd, W: SimdElement, const M: usize>(
     x: [&[Block]; M],
     w: [&[W]; TILE_COLUMNS],
     k: usize,
+    scaled: impl Fn(usize, [[S::F; TILE_COLUMNS]; 2]) -> [[S::F; TILE_COLUMNS]; 2],
 ) -> [[f32; TILE_COLUMNS]; M] {
     let full = k / PAIR;
     let mut sums = [[simd.splat(0.0); TILE_COLUMNS]; M];
@@ -120,7 +139,7 @@ fn products<S: Simd, W: SimdElement, const M: usize>(
         for i in 0..M {
             x[i] = &heads[i][block];
         }
-        step(simd, &mut sums, x, w);
+        step(simd, &mut sums, x, w, |w| scaled(block, w));
     }
     if k > full * PAIR {
         let rests = [padded(rests[0]), padded(rests[1]), padded(rests[2]), padded(rests[3])];
@@ -128,7 +147,7 @@ fn products<S: Simd, W: SimdElement, const M: usize>(
         for i in 0..M {
             last[i] = &x[i][full];
         }
-        step(simd, &mut sums, last, [&rests[0], &rests[1], &rests[2], &rests[3]]);
+        step(simd, &mut sums, last, [&rests[0], &rests[1], &rests[2], &rests[3]], |w| scaled(full, w));
     }
     let mut totals = [[0.0; TILE_COLUMNS]; M];
     for (total, sums) in totals.iter_mut().zip(sums) {
@@ -144,12 +163,14 @@ fn step<S: Simd, W: SimdElement, const M: usize>(
     sums: &mut [[S::F; TILE_COLUMNS]; M],
     x: [&Block; M],
     w: [&[W; PAIR]; TILE_COLUMNS],
+    scaled: impl Fn([[S::F; TILE_COLUMNS]; 2]) -> [[S::F; TILE_COLUMNS]; 2],
 ) {
     let mut even = [simd.splat(0.0); TILE_COLUMNS];
     let mut odd = [simd.splat(0.0); TILE_COLUMNS];
     for n in 0..TILE_COLUMNS {
         (even[n], odd[n]) = W::load_pairs(simd, w[n]);
     }
+    let [even, odd] = scaled([even, odd]);
     for m in 0..M {
         let x = simd.load(&x[m].even);
         for n in 0..TILE_COLUMNS {

@@ -1,10 +1,11 @@
 //! The CPU implementation.
 
-use foveal_device::{DType, Stream, ViewMut};
+use foveal_device::{DType, F8E4M3, Stream, ViewMut};
 
 use super::{AddNorm, NormKind, OP, RowAdd, Sizes};
 use crate::OpError;
 use crate::parallel::for_each_row_pair;
+use crate::quantize::{Quantize, RowQuantizer, ScaledRows, with_scratch};
 use crate::real::{Real, with_real};
 use crate::reals::{FLOATS, Reals, check_indices};
 
@@ -12,14 +13,19 @@ use crate::reals::{FLOATS, Reals, check_indices};
 const LANES: usize = 8;
 
 pub(super) fn add_norm(stream: &Stream, args: AddNorm<'_>, sizes: Sizes) -> Result<(), OpError> {
-    let AddNorm { residual, add, extra, weight, bias, kind, eps, out } = args;
-    let add = add.map(|view| Reals::new(OP, "add", &view)).transpose()?;
+    let AddNorm { residual, add, add_scales, extra, weight, bias, kind, eps, quantize, out } = args;
+    let add = add.map(|view| ScaledRows::new(OP, "add", &view, add_scales.as_ref())).transpose()?;
     let extra = extra.map(|extra| read_extra(&extra, sizes.num_extra)).transpose()?;
     let weight = Reals::new(OP, "weight", &weight)?.to_f32s();
     let bias = bias.map(|view| Ok(Reals::new(OP, "bias", &view)?.to_f32s())).transpose()?;
     let affine = Affine { weight: &weight, bias: bias.as_deref(), kind, eps };
+    let rows = Rows { stream, d: sizes.d, add, extra, affine };
     let (from, to): (DType, DType) = (residual.dtype(), out.dtype());
-    with_real!(from, T => with_real!(to, U => run::<T, U>(stream, residual, out, sizes.d, add, extra, &affine),
+    if let Some(quantize) = quantize {
+        return with_real!(from, T => rows.quantize::<T>(residual, quantize, out),
+            else Err(OP.bad_dtype("residual", from, FLOATS)));
+    }
+    with_real!(from, T => with_real!(to, U => rows.normalise::<T, U>(residual, out),
         else Err(OP.bad_dtype("out", to, FLOATS))),
         else Err(OP.bad_dtype("residual", from, FLOATS)))
 }
@@ -39,28 +45,54 @@ struct Affine<'a> {
     eps: f32,
 }
 
-fn run<T: Real, U: Real>(
-    stream: &Stream,
-    mut residual: ViewMut<'_>,
-    mut out: ViewMut<'_>,
+/// All that is done with each row.
+struct Rows<'a> {
+    stream: &'a Stream,
     d: usize,
-    add: Option<Reals<'_>>,
-    extra: Option<(Reals<'_>, &[i32])>,
-    affine: &Affine<'_>,
-) -> Result<(), OpError> {
-    let (residual, out) = (OP.slice_mut::<T>(&mut residual)?, OP.slice_mut::<U>(&mut out)?);
-    for_each_row_pair(stream, (residual, d), (out, d), |i, residual, out| {
-        if let Some(add) = add {
+    add: Option<ScaledRows<'a>>,
+    extra: Option<(Reals<'a>, &'a [i32])>,
+    affine: Affine<'a>,
+}
+
+impl Rows<'_> {
+    fn normalise<T: Real, U: Real>(&self, mut residual: ViewMut<'_>, mut out: ViewMut<'_>) -> Result<(), OpError> {
+        let (residual, out) = (OP.slice_mut::<T>(&mut residual)?, OP.slice_mut::<U>(&mut out)?);
+        for_each_row_pair(self.stream, (residual, self.d), (out, self.d), |i, residual, out| {
+            self.join(i, residual);
+            self.affine.normalise(residual, out);
+        });
+        Ok(())
+    }
+
+    fn quantize<T: Real>(
+        &self,
+        mut residual: ViewMut<'_>,
+        mut quantize: Quantize<'_>,
+        mut out: ViewMut<'_>,
+    ) -> Result<(), OpError> {
+        let rows = RowQuantizer::new(OP, &mut quantize)?;
+        let (residual, out) = (OP.slice_mut::<T>(&mut residual)?, OP.slice_mut::<F8E4M3>(&mut out)?);
+        for_each_row_pair(self.stream, (residual, self.d), (out, self.d), |i, residual, out| {
+            self.join(i, residual);
+            with_scratch(self.d, |row| {
+                self.affine.normalise(residual, row);
+                rows.row(i, row, out);
+            });
+        });
+        Ok(())
+    }
+
+    /// Adds what joins row `i`.
+    fn join<T: Real>(&self, i: usize, residual: &mut [T]) {
+        if let Some(add) = self.add {
             add.add_row_to(i, residual);
         }
-        if let Some((rows, index)) = extra
+        if let Some((rows, index)) = self.extra
             && let Some(row) = index.get(i).and_then(|&row| usize::try_from(row).ok())
         {
             rows.add_row_to(row, residual);
         }
-        affine.normalise(residual, out);
-    });
-    Ok(())
+    }
 }
 
 /// `Σ f(x)` in float64, in one order for a given length.

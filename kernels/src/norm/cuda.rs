@@ -5,7 +5,8 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{AddNorm, NormKind, OP, Sizes};
 use crate::OpError;
-use crate::packs::{Operand, WARP, blocks, pack_len};
+use crate::packs::{HeldRow, Operand, WARP, blocks, pack_len};
+use crate::quantize::{Form, held_row, quantize_params, scale_params};
 
 static SOURCE: KernelSource =
     KernelSource { name: "norm", text: include_str!("kernel.cu"), headers: crate::cuda::HEADERS };
@@ -66,11 +67,11 @@ struct DTypes {
 }
 
 /// `ADDS` of the kernel.
-fn adds(has_add: bool, has_extra: bool) -> i64 {
-    i64::from(has_add) + 2 * i64::from(has_extra)
+fn adds(has_add: bool, has_extra: bool, is_scaled: bool) -> i64 {
+    i64::from(has_add) + 2 * i64::from(has_extra) + 4 * i64::from(is_scaled)
 }
 
-fn spec(dtypes: &DTypes, plan: Plan, kind: NormKind, adds: i64) -> KernelSpec {
+fn spec(dtypes: &DTypes, plan: Plan, kind: NormKind, adds: i64, form: Form) -> KernelSpec {
     KernelSpec::new(&SOURCE, "add_norm")
         .dtype("X_T", dtypes.residual)
         .dtype("ADD_T", dtypes.add)
@@ -83,28 +84,57 @@ fn spec(dtypes: &DTypes, plan: Plan, kind: NormKind, adds: i64) -> KernelSpec {
         .int("THREADS", plan.threads as i64)
         .int("LAYER", i64::from(kind == NormKind::Layer))
         .int("ADDS", adds)
+        .int("QUANTIZE", form as i64)
 }
 
 pub(super) fn add_norm(stream: &CudaStream, args: &AddNorm<'_>, sizes: Sizes) -> Result<(), OpError> {
-    launch(stream, args, sizes).map_err(|source| OP.device(source))
-}
-
-fn launch(stream: &CudaStream, args: &AddNorm<'_>, Sizes { m, d, num_extra }: Sizes) -> Result<(), DeviceError> {
-    let AddNorm { residual, add, extra, weight, bias, kind, eps, out } = args;
-    if m == 0 || d == 0 {
+    if sizes.m == 0 || sizes.d == 0 {
         return Ok(());
     }
-    let rows = extra.as_ref().map(|extra| &extra.rows);
-    let index = extra.as_ref().map(|extra| &extra.index);
-    let mut operands = [Operand::of_mut(residual)?; 6];
-    let [_, of_add, of_rows, of_weight, of_bias, of_out] = &mut operands;
-    (*of_weight, *of_out) = (Operand::of(weight)?, Operand::of_mut(out)?);
-    for (operand, view) in [(of_add, add.as_ref()), (of_rows, rows), (of_bias, bias.as_ref())] {
+    let operands = operands(args).map_err(|source| OP.device(source))?;
+    let form = Form::of(args.quantize.as_ref());
+    let plan = match form {
+        Form::Float => plan(sizes.d, pack_len(sizes.d, &operands)),
+        _ => held_row(OP, form, sizes.d, &operands, args.out.shape())?.into(),
+    };
+    launch(stream, args, sizes, (plan, form)).map_err(|source| OP.device(source))
+}
+
+/// A row that is quantised is always held, by a block.
+impl From<HeldRow> for Plan {
+    fn from(HeldRow { pack, threads, items }: HeldRow) -> Self {
+        Self { pack, threads, items }
+    }
+}
+
+/// What threads read and write by packs; one that isn't given has `residual`'s place.
+fn operands(args: &AddNorm<'_>) -> Result<[Operand; 7], DeviceError> {
+    let mut operands = [Operand::of_mut(&args.residual)?; 7];
+    let [_, of_weight, of_out, of_add, of_columns, of_rows, of_bias] = &mut operands;
+    (*of_weight, *of_out) = (Operand::of(&args.weight)?, Operand::of_mut(&args.out)?);
+    let optional = [
+        (of_add, args.add.as_ref()),
+        (of_columns, args.add_scales.as_ref().map(|scales| &scales.columns)),
+        (of_rows, args.extra.as_ref().map(|extra| &extra.rows)),
+        (of_bias, args.bias.as_ref()),
+    ];
+    for (operand, view) in optional {
         if let Some(view) = view {
             *operand = Operand::of(view)?;
         }
     }
-    let plan = plan(d, pack_len(d, &operands));
+    Ok(operands)
+}
+
+fn launch(
+    stream: &CudaStream,
+    args: &AddNorm<'_>,
+    Sizes { m, d, num_extra }: Sizes,
+    (plan, form): (Plan, Form),
+) -> Result<(), DeviceError> {
+    let AddNorm { residual, add, add_scales, extra, weight, bias, kind, eps, quantize, out } = args;
+    let rows = extra.as_ref().map(|extra| &extra.rows);
+    let index = extra.as_ref().map(|extra| &extra.index);
     let dtype_of = |view: Option<DType>| view.unwrap_or(residual.dtype());
     let dtypes = DTypes {
         residual: residual.dtype(),
@@ -119,7 +149,10 @@ fn launch(stream: &CudaStream, args: &AddNorm<'_>, Sizes { m, d, num_extra }: Si
     params.ptr(weight)?.ptr_or_null(bias.as_ref())?.ptr_mut(out)?;
     params.f32(*eps).f32(1.0 / d as f32);
     params.usize_as_i32(m)?.usize_as_i32(d)?.usize_as_i32(num_extra)?;
-    let spec = spec(&dtypes, plan, *kind, adds(add.is_some(), extra.is_some()));
+    scale_params(&mut params, add_scales.as_ref())?;
+    quantize_params(&mut params, quantize.as_ref())?;
+    let adds = adds(add.is_some(), extra.is_some(), add_scales.is_some());
+    let spec = spec(&dtypes, plan, *kind, adds, form);
     let grid = [blocks(m, plan.rows_per_block())?, 1, 1];
     let block = [(plan.threads * plan.rows_per_block()) as u32, 1, 1];
     // SAFETY: `AddNorm::check` has found every operand of the size that [m, d] asks for, the parameters are the kernel's,
@@ -127,22 +160,36 @@ fn launch(stream: &CudaStream, args: &AddNorm<'_>, Sizes { m, d, num_extra }: Si
     unsafe { stream.launch(&spec, Launch::new(grid, block), &mut params) }
 }
 
-/// The variants of the published models, bf16.
+/// The variants of the published models, bf16 and, for decoders, FP8.
 pub(crate) fn variants() -> Vec<KernelSpec> {
     use NormKind::{Layer, Rms};
     // Decoders: hidden sizes, with nothing to add (the first layer), with the last part's output, and with deepstack rows.
     let decoders = [1536, 2048, 2560, 3584, 4096, 5120];
-    let decoders = decoders
-        .iter()
-        .flat_map(|&d| [(Rms, d, adds(false, false)), (Rms, d, adds(true, false)), (Rms, d, adds(true, true))]);
     // Towers: hidden sizes, and the rows of four patches that deepstack mergers normalise.
     let towers = [(Layer, 1024), (Layer, 1152), (Layer, 1280), (Rms, 1280), (Layer, 4096), (Layer, 4608)];
-    let towers = towers.iter().flat_map(|&(kind, d)| [(kind, d, adds(false, false)), (kind, d, adds(true, false))]);
+    let joins = [(false, false), (true, false), (true, true)];
+    let mut wanted = Vec::new();
+    for (d, (has_add, has_extra)) in decoders.into_iter().flat_map(|d| joins.map(|join| (d, join))) {
+        wanted.push((Rms, d, adds(has_add, has_extra, false), Form::Float));
+        // A layer whose products are FP8 reads them scaled and gives FP8, or floats to the head.
+        for form in [Form::Float].into_iter().chain(Form::F8) {
+            wanted.push((Rms, d, adds(has_add, has_extra, has_add), form));
+            // Products with blocks come scaled.
+            wanted.push((Rms, d, adds(has_add, has_extra, false), form));
+        }
+    }
+    wanted.extend(towers.map(|(kind, d)| (kind, d, adds(false, false, false), Form::Float)));
+    wanted.extend(towers.map(|(kind, d)| (kind, d, adds(true, false, false), Form::Float)));
     let bf16 = DType::BF16;
-    let dtypes = DTypes { residual: bf16, add: bf16, extra: bf16, weight: bf16, bias: bf16, out: bf16 };
     let mut variants = Vec::new();
-    for (kind, d, adds) in decoders.chain(towers) {
-        let variant = spec(&dtypes, plan(d, pack_len(d, &[Operand::aligned(bf16)])), kind, adds);
+    for (kind, d, adds, form) in wanted {
+        let plan = match (form, HeldRow::of(d, 8)) {
+            (Form::PerRow | Form::PerGroup | Form::Fixed, Some(row)) => row.into(),
+            _ => plan(d, pack_len(d, &[Operand::aligned(bf16)])),
+        };
+        let out = form.out(bf16);
+        let dtypes = DTypes { residual: bf16, add: bf16, extra: bf16, weight: bf16, bias: bf16, out };
+        let variant = spec(&dtypes, plan, kind, adds, form);
         // Sizes that share a plan share a kernel.
         if !variants.contains(&variant) {
             variants.push(variant);

@@ -8,18 +8,23 @@
 // variance is summed over differences from the mean. ITEMS 0 is for rows too wide for that: they are read again
 // from memory, each thread its own elements. Which thread sums what depends on `d` alone, never on the number of rows.
 //
+// `add` may be an unscaled product (ADDS_SCALED), and `out` FP8 (QUANTIZE, see quantize.cuh); a row that is quantised is
+// always held.
+//
 // Grid: [ceil(m / rows per block)]. Shared memory: 128 bytes where a block takes a row.
 // Bound: bytes, m * d * (residual twice, add, extra, out); weight and bias stay in L2. 42 MB for m 2048, d 2560, bf16,
 // one addition: 9 us at 4.8 TB/s. Loads in flight: ITEMS of each operand, weights among them, before the first sum.
-#include "prelude.cuh"
+#include "quantize.cuh"
 
 #define ADDS_ROWS 1
 #define ADDS_EXTRA 2
+#define ADDS_SCALED 4  // the rows are an unscaled product
 
 #define ROWS_PER_BLOCK (THREADS == 32 ? 4 : 1)
 
-// Where a warp holds a row, the compiler would rather spill than have fewer small blocks at once (sm_100, ITEMS 4).
-#if THREADS == 32
+// Where a warp holds a row (sm_100, ITEMS 4) or a row is quantised, the compiler would rather spill than have fewer blocks
+// at once.
+#if THREADS == 32 || QUANTIZE != TO_FLOAT
 #define BOUNDS __launch_bounds__(THREADS * ROWS_PER_BLOCK, 1)
 #else
 #define BOUNDS __launch_bounds__(THREADS * ROWS_PER_BLOCK)
@@ -39,11 +44,17 @@ struct Row {
     X_T* residual;
     const ADD_T* add;
     const EXTRA_T* extra; // null: none
+    ScaledBy by;
+    float factor;
 };
 
 // VEC elements as they become: each sum rounded to X_T, and stored if there is one.
 __device__ __forceinline__ Pack<X_T, VEC> join(const Row& row, int at, Pack<X_T, VEC> x, const Pack<ADD_T, VEC>& add) {
-#if ADDS & ADDS_ROWS
+#if ADDS & ADDS_SCALED
+    const Pack<f32_t, VEC> columns = factors_of<VEC>(row.by, at);
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) x.set(e, fmaf(add[e] * row.factor, columns[e], x[e]));
+#elif ADDS & ADDS_ROWS
 #pragma unroll
     for (int e = 0; e < VEC; ++e) x.set(e, x[e] + add[e]);
 #endif
@@ -82,18 +93,17 @@ __device__ __forceinline__ float squares_of(const Pack<X_T, VEC>& x, float mean)
     return sum;
 }
 
-__device__ __forceinline__ void write(const Pack<X_T, VEC>& x, const Pack<W_T, VEC>& weight, const BIAS_T* bias,
-                                      float mean, float scale, OUT_T* out, int at) {
-    Pack<OUT_T, VEC> y;
+// VEC elements normalised.
+__device__ __forceinline__ void normalise(const Pack<X_T, VEC>& x, const Pack<W_T, VEC>& weight, const BIAS_T* bias,
+                                          float mean, float scale, int at, float (&y)[VEC]) {
     if (LAYER && bias != nullptr) {
         const Pack<BIAS_T, VEC> b = load_pack<VEC>(bias + at);
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) y.set(e, fmaf((x[e] - mean) * scale, weight[e], b[e]));
+        for (int e = 0; e < VEC; ++e) y[e] = fmaf((x[e] - mean) * scale, weight[e], b[e]);
     } else {
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) y.set(e, (x[e] - mean) * scale * weight[e]);
+        for (int e = 0; e < VEC; ++e) y[e] = (x[e] - mean) * scale * weight[e];
     }
-    store_pack(out + at, y);
 }
 
 // A row as its threads hold it.
@@ -150,15 +160,36 @@ struct Held {
 };
 #endif
 
+#if QUANTIZE != TO_FLOAT
+// A held row as it is normalised.
+struct HeldNorm {
+    Held& held;
+    const BIAS_T* bias;
+    float mean, scale;
+    __device__ __forceinline__ void values(int i, int at, float (&y)[VEC]) const {
+        normalise(held.x[i], held.weight[i], bias, mean, scale, at, y);
+    }
+    __device__ __forceinline__ void forget() {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) ::forget(held.x[i]);
+    }
+};
+#endif
+
 extern "C" __global__ void BOUNDS
     add_norm(X_T* __restrict__ residual, const ADD_T* __restrict__ add, const EXTRA_T* __restrict__ extra_rows,
              const i32_t* __restrict__ extra_index, const W_T* __restrict__ weight, const BIAS_T* __restrict__ bias,
-             OUT_T* __restrict__ out, float eps, float inverse_d, int m, int d, int num_extra) {
+             OUT_T* __restrict__ out, float eps, float inverse_d, int m, int d, int num_extra,
+             const f32_t* __restrict__ add_rows, const f32_t* __restrict__ add_columns,
+             f32_t* __restrict__ out_scales, float out_factor, int out_stride) {
     const int thread = threadIdx.x % THREADS;
     const int i = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / THREADS;
     if (i >= m) return; // a whole warp where rows are warps, else never
     const u64_t start = (u64_t)i * d;
-    Row row = {residual + start, add + start, nullptr};
+    Row row = {residual + start, add + start, nullptr, {add_rows, add_columns}, 1.0f};
+#if ADDS & ADDS_SCALED
+    row.factor = row_factor(row.by, i);
+#endif
 #if ADDS & ADDS_EXTRA
     const int index = extra_index[i];
     if (index >= 0 && index < num_extra) row.extra = extra_rows + (u64_t)index * d;
@@ -176,7 +207,15 @@ extern "C" __global__ void BOUNDS
     held.each(thread, d,
               [&](int, const Pack<X_T, VEC>& x, const Pack<W_T, VEC>&) { squares += squares_of(x, mean); });
     const float scale = rsqrtf(row_sum(squares) * inverse_d + eps);
+#if QUANTIZE == TO_FLOAT
     held.each(thread, d, [&](int at, const Pack<X_T, VEC>& x, const Pack<W_T, VEC>& w) {
-        write(x, w, bias, mean, scale, out + start, at);
+        float y[VEC];
+        normalise(x, w, bias, mean, scale, at, y);
+        store_scaled(out + start + at, y, 1.0f);
     });
+#else
+    HeldNorm normed = {held, bias, mean, scale};
+    store_row<QUANTIZE, THREADS, ITEMS, VEC>(normed, thread, i, d, out + start,
+                                             QuantizeTo{out_scales, out_factor, out_stride});
+#endif
 }

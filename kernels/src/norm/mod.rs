@@ -9,6 +9,7 @@ use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::OpError;
 use crate::check::Op;
+use crate::quantize::{Quantize, Scales, check_out};
 
 pub(crate) use cuda::variants;
 
@@ -39,6 +40,8 @@ pub struct AddNorm<'a> {
     pub residual: ViewMut<'a>,
     /// The last part's output `[m, d]`.
     pub add: Option<View<'a>>,
+    /// What `add` is to be multiplied by first, where it is a product of FP8 operands.
+    pub add_scales: Option<Scales<'a>>,
     /// Deepstack features of the layer before: added after `add`.
     pub extra: Option<RowAdd<'a>>,
     /// `[d]`
@@ -49,6 +52,8 @@ pub struct AddNorm<'a> {
     pub kind: NormKind,
     /// Added to the variance (or mean square).
     pub eps: f32,
+    /// How the normalised rows are rounded to FP8; `None` for a float type.
+    pub quantize: Option<Quantize<'a>>,
     /// The normalised rows `[m, d]`.
     pub out: ViewMut<'a>,
 }
@@ -72,7 +77,8 @@ impl AddNorm<'_> {
             OP.float(arg, view.dtype())
         };
         reals("weight", &self.weight, &[d])?;
-        reals("out", &self.out.as_view(), &[m, d])?;
+        OP.shape("out", self.out.shape(), &[m, d])?;
+        check_out(OP, self.quantize.as_ref(), self.out.dtype(), [m, d])?;
         if let Some(bias) = &self.bias {
             if self.kind == NormKind::Rms {
                 return Err(OpError::Mismatch { op: OP.0, arg: "bias", reason: "is given, but an RMSNorm has none" });
@@ -81,6 +87,12 @@ impl AddNorm<'_> {
         }
         if let Some(add) = &self.add {
             reals("add", add, &[m, d])?;
+        }
+        if let Some(scales) = &self.add_scales {
+            if self.add.is_none() {
+                return Err(OpError::Mismatch { op: OP.0, arg: "add_scales", reason: "are given, but nothing to add" });
+            }
+            scales.check(OP, [m, d])?;
         }
         let Some(extra) = &self.extra else {
             return Ok(Sizes { m, d, num_extra: 0 });
@@ -96,7 +108,7 @@ impl AddNorm<'_> {
 /// `residual += add + extra; out = norm(residual)`: what stands before every projection, and before the head.
 ///
 /// # Equation
-/// `residual[i] += add[i]`, then `residual[i] += extra.rows[extra.index[i]]` where that index is not -1, then
+/// `residual[i] += add[i]` (times its [`Scales`], where it has any), then `residual[i] += extra.rows[extra.index[i]]` where that index is not -1, then
 /// [`NormKind`]'s formula over `residual[i]`.
 ///
 /// # Shapes
@@ -104,13 +116,14 @@ impl AddNorm<'_> {
 /// them may be empty. A [`NormKind::Layer`] without `bias` adds none.
 ///
 /// # Dtypes and layout
-/// Row-major and contiguous. `extra.index` is i32; every other operand is f32, bf16 or f16, each of its own choice.
+/// Row-major and contiguous. `extra.index` is i32, scales are f32; every other operand is f32, bf16 or f16, each of its own
+/// choice, but `out` is f8_e4m3 with `quantize`. On CUDA, rows that are quantised have at most 32768 columns.
 ///
 /// # Numerics
 /// Each of the two additions is made in float32 and rounded to `residual`'s type, as separate additions would be; the
 /// norm reads what was stored. Sums of a row are float64, in an order that the row's length alone decides. The
 /// normalised value is multiplied and shifted in float32 and rounded once, when it is stored (HF rounds to bf16 before
-/// it multiplies by the weight). Against float64: 4e-6 relative for f32, one rounding for bf16 and f16. On CUDA the sums
+/// it multiplies by the weight), to FP8 as [`quantize`](crate::quantize) says. Against float64: 4e-6 relative for f32, one rounding for bf16 and f16. On CUDA the sums
 /// are float32, per thread and then across threads, and an index outside of `extra.rows` adds nothing.
 ///
 /// # Source

@@ -4,7 +4,11 @@ use proptest::prelude::*;
 
 use super::{AddNorm, NormKind, RowAdd, add_norm};
 use crate::OpError;
-use crate::testing::{ACTIVATIONS, blamed, device_tests, load, load64, random, rtol, store, tensor, to_f32, zeros};
+use crate::quantize::Scales;
+use crate::testing::{
+    ACTIVATIONS, Quantized, SCHEMES, blamed, device_tests, load, load64, random, rtol, store, tensor, to_f32, values,
+    zeros,
+};
 
 device_tests!(
     any_shape_and_type_is_the_equation,
@@ -14,6 +18,8 @@ device_tests!(
     an_index_outside_is_refused_or_adds_nothing,
     bf16_weights_serve_f32_rows,
     a_constant_row_stays_finite,
+    an_unscaled_product_is_scaled_first,
+    rows_are_rounded_to_f8,
 );
 
 /// Inputs of one call.
@@ -57,11 +63,13 @@ impl Case {
             AddNorm {
                 residual: residual.view_mut().unwrap(),
                 add: self.add.as_ref().map(Tensor::view),
+                add_scales: None,
                 extra: extra.map(|((rows, _), index)| RowAdd { rows: rows.view(), index: index.view() }),
                 weight: self.weight.view(),
                 bias: self.bias.as_ref().map(Tensor::view),
                 kind: self.kind,
                 eps: EPS,
+                quantize: None,
                 out: out.view_mut().unwrap(),
             },
         )?;
@@ -170,6 +178,69 @@ fn a_constant_row_stays_finite(device: &Device) {
     }
 }
 
+/// Columns and rows of scales for an unscaled product, and the product scaled in float64.
+fn scaled(device: &Device, x: &Tensor) -> (Tensor, Tensor, Vec<f64>) {
+    let [m, d] = [x.shape()[0], x.shape()[1]];
+    let positive = |seed, len| -> Vec<f32> { values(seed, len, 1.0).iter().map(|x| x.abs() + 0.25).collect() };
+    let (rows, columns) = (positive(21, m), positive(22, d));
+    let factor = |at: usize| f64::from(rows[at / d]) * f64::from(columns[at % d]);
+    let scaled = load64(x).iter().enumerate().map(|(at, x)| x * factor(at)).collect();
+    (tensor(device, &rows, &[m]), tensor(device, &columns, &[d]), scaled)
+}
+
+fn an_unscaled_product_is_scaled_first(device: &Device) {
+    for ((m, d), dtype) in [(5, 1024), (3, 123), (2, 4096)].into_iter().flat_map(|s| ACTIVATIONS.map(|t| (s, t))) {
+        let add = random(device, 2, DType::BF16, &[m, d]);
+        let (rows, columns, mut expected) = scaled(device, &add);
+        let mut residual = random(device, 1, dtype, &[m, d]);
+        expected.iter_mut().zip(load64(&residual)).for_each(|(sum, x)| *sum += x);
+        let (weight, mut out) = (random(device, 4, dtype, &[d]), zeros(device, dtype, &[m, d]));
+        let args = AddNorm {
+            residual: residual.view_mut().unwrap(),
+            add: Some(add.view()),
+            add_scales: Some(Scales { rows: Some(rows.view()), columns: columns.view() }),
+            extra: None,
+            weight: weight.view(),
+            bias: None,
+            kind: NormKind::Rms,
+            eps: EPS,
+            quantize: None,
+            out: out.view_mut().unwrap(),
+        };
+        add_norm(device.stream(), args).unwrap();
+        assert_close_at(&load(&residual), &to_f32(&expected), &[m, d], 4e-6, rtol(dtype));
+    }
+}
+
+fn rows_are_rounded_to_f8(device: &Device) {
+    for (m, d) in [(5, 1024), (3, 128), (2, 4096), (1, 8192)] {
+        for (scheme, kind) in
+            SCHEMES.into_iter().flat_map(|scheme| [(scheme, NormKind::Rms), (scheme, NormKind::Layer)])
+        {
+            let case = Case::new(device, (m, d), DType::BF16, kind, true);
+            let (_, index) = case.extra.as_ref().unwrap();
+            let index = tensor(device, index, &[m]);
+            let mut residual = store(device, &load(&case.residual), DType::BF16, &[m, d]);
+            let mut quantized = Quantized::new(device, scheme, [m, d]);
+            let (quantize, out) = quantized.lend();
+            let args = AddNorm {
+                residual: residual.view_mut().unwrap(),
+                add: case.add.as_ref().map(Tensor::view),
+                add_scales: None,
+                extra: case.extra.as_ref().map(|(rows, _)| RowAdd { rows: rows.view(), index: index.view() }),
+                weight: case.weight.view(),
+                bias: case.bias.as_ref().map(Tensor::view),
+                kind,
+                eps: EPS,
+                quantize: Some(quantize),
+                out,
+            };
+            add_norm(device.stream(), args).unwrap();
+            quantized.assert_is(&to_f32(&case.reference(&load64(&residual))), 1e-5);
+        }
+    }
+}
+
 fn misfits_are_named(device: &Device) {
     let f32s = |dims: &[usize]| zeros(device, DType::F32, dims);
     let (good, vector, index) = (f32s(&[2, 3]), f32s(&[3]), zeros(device, DType::I32, &[2]));
@@ -181,11 +252,13 @@ fn misfits_are_named(device: &Device) {
         let mut args = AddNorm {
             residual: residual.view_mut().unwrap(),
             add: None,
+            add_scales: None,
             extra: None,
             weight: vector.view(),
             bias: None,
             kind: NormKind::Rms,
             eps: EPS,
+            quantize: None,
             out: out.view_mut().unwrap(),
         };
         change(&mut args, &tensors);

@@ -7,6 +7,7 @@ use super::operands::{OP, Sizes};
 use super::{QkNorm, QkNormRope};
 use crate::OpError;
 use crate::packs::{Operand, WARP, blocks, pack_len};
+use crate::quantize::scale_params;
 
 static SOURCE: KernelSource =
     KernelSource { name: "qk_norm_rope", text: include_str!("kernel.cu"), headers: crate::cuda::HEADERS };
@@ -46,7 +47,7 @@ struct DTypes {
     k_weight: DType,
 }
 
-fn spec(dtypes: DTypes, plan: Plan, has_norm: bool) -> KernelSpec {
+fn spec(dtypes: DTypes, plan: Plan, has_norm: bool, is_scaled: bool) -> KernelSpec {
     let with_types = |entry| {
         KernelSpec::new(&SOURCE, entry)
             .dtype("X_T", dtypes.qkv)
@@ -55,6 +56,7 @@ fn spec(dtypes: DTypes, plan: Plan, has_norm: bool) -> KernelSpec {
             .dtype("QW_T", dtypes.q_weight)
             .dtype("KW_T", dtypes.k_weight)
             .int("NORM", i64::from(has_norm))
+            .int("SCALED", i64::from(is_scaled))
     };
     match plan {
         Plan::Packed { lanes, pack } => with_types("qk_norm_rope").int("VEC", pack as i64).int("LANES", lanes as i64),
@@ -82,15 +84,20 @@ fn launch(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Sizes) -> Result<()
     };
     let num_units = n * (num_heads + 2 * num_kv_heads);
     let launch = Launch::new([blocks(num_units, heads_per_block)?, 1, 1], [THREADS as u32, 1, 1]);
-    let spec = spec(dtypes(args), plan, args.norm.is_some());
+    let spec = spec(dtypes(args), plan, args.norm.is_some(), is_scaled(args));
     // SAFETY: `operands::check` has found every operand of the size that `sizes` says, the parameters are the kernel's,
     // and the kernel takes positions, axes and slots inside of these sizes only.
     unsafe { stream.launch(&spec, launch, &mut params) }
 }
 
+/// A bias alone has factors of 1.
+fn is_scaled(args: &QkNormRope<'_>) -> bool {
+    args.scales.is_some() || args.bias.is_some()
+}
+
 /// What lanes read and write by packs.
-fn packed_operands(args: &QkNormRope<'_>) -> Result<[Operand; 8], DeviceError> {
-    let QkNormRope { qkv, norm, rope, k_cache, v_cache, q_out, .. } = args;
+fn packed_operands(args: &QkNormRope<'_>) -> Result<[Operand; 10], DeviceError> {
+    let QkNormRope { qkv, scales, bias, norm, rope, k_cache, v_cache, q_out, .. } = args;
     let (q_weight, k_weight) = norm.map_or((*qkv, *qkv), |norm| (norm.q_weight, norm.k_weight));
     Ok([
         Operand::of(qkv)?,
@@ -101,6 +108,8 @@ fn packed_operands(args: &QkNormRope<'_>) -> Result<[Operand; 8], DeviceError> {
         Operand::of_mut(k_cache)?,
         Operand::of_mut(v_cache)?,
         Operand::of_mut(q_out)?,
+        Operand::of(scales.as_ref().map_or(&rope.cos, |scales| &scales.columns))?,
+        Operand::of(bias.as_ref().unwrap_or(&rope.cos))?,
     ])
 }
 
@@ -120,15 +129,22 @@ fn params(args: &QkNormRope<'_>) -> Result<Args, DeviceError> {
     params.ptr_or_null(norm.as_ref().map(|norm| &norm.k_weight))?;
     params.ptr(&rope.positions)?.ptr(&rope.cos)?.ptr(&rope.sin)?.ptr(&rope.axis_of_pair)?;
     params.ptr(slot_mapping)?.ptr_mut(k_cache)?.ptr_mut(v_cache)?.ptr_mut(q_out)?;
+    scale_params(&mut params, args.scales.as_ref())?;
+    params.ptr_or_null(args.bias.as_ref())?.f32(1.0 / args.kv_scales.k).f32(1.0 / args.kv_scales.v);
     Ok(params)
 }
 
-/// The variants of the published models, bf16: heads of 128, with a norm (Qwen3) and without.
+/// The variants of the published models: heads of 128, with a norm (Qwen3) and without, of bf16 and of FP8 products, into
+/// caches of either.
 pub(crate) fn variants() -> Vec<KernelSpec> {
     let bf16 = DType::BF16;
-    let dtypes = DTypes { qkv: bf16, out: bf16, cache: bf16, q_weight: bf16, k_weight: bf16 };
-    let plan = plan(128, 64, &[Operand::aligned(bf16), Operand::aligned(DType::F32)]);
-    [true, false].map(|has_norm| spec(dtypes, plan, has_norm)).to_vec()
+    let mut variants = Vec::new();
+    for (cache, is_scaled) in [(bf16, false), (bf16, true), (DType::F8E4M3, false), (DType::F8E4M3, true)] {
+        let dtypes = DTypes { qkv: bf16, out: bf16, cache, q_weight: bf16, k_weight: bf16 };
+        let plan = plan(128, 64, &[bf16, DType::F32, cache].map(Operand::aligned));
+        variants.extend([true, false].map(|has_norm| spec(dtypes, plan, has_norm, is_scaled)));
+    }
+    variants
 }
 
 #[cfg(test)]

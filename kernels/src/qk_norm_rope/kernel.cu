@@ -5,6 +5,8 @@
 //   turn: pair i, a = x[i] and b = x[i + pairs], becomes (a cos - b sin, b cos + a sin), cos and sin from column i of the
 //   tables at the row's position on axis axis_of_pair[i]
 //
+// With SCALED, qkv is an unscaled FP8 product, multiplied by its scales and, where there is one, joined by its bias first. k
+// and v are stored times a factor, which is 1 but for FP8 caches.
 // A position or axis outside of the tables leaves its pair unturned, a slot outside of the cache stores nothing. Of two
 // rows with one slot either may stay.
 //
@@ -15,7 +17,7 @@
 // Grid: [ceil(n * heads / heads per block)], blocks of 128. No shared memory.
 // Bound: bytes, qkv read and written once: n 2048, 48 heads of 128, bf16: 50 MB, 10.5 us at 4.8 TB/s. At few rows it is the
 // latency of three dependent loads: the position, the tables' row, and the arithmetic after them.
-#include "prelude.cuh"
+#include "quantize.cuh"
 
 #define THREADS 128
 #define AXES 3
@@ -68,15 +70,22 @@ struct Half {
     float first[VEC], second[VEC];
 };
 
-template <typename T> __device__ __forceinline__ void store_half(T* to, const Half& x) {
-    Pack<T, VEC> first, second;
+template <typename T> __device__ __forceinline__ void store_half(T* to, const Half& x, float factor) {
+    store_scaled(to, x.first, factor);
+    store_scaled(to + HEAD_DIM / 2, x.second, factor);
+}
+
+// The equation's x of a lane, from columns `at` on.
+__device__ __forceinline__ void scale_input(float (&x)[VEC], const ScaledBy& by, float row, const f32_t* bias, int at) {
+    if (by.columns != nullptr) {
+        const Pack<f32_t, VEC> columns = factors_of<VEC>(by, at);
 #pragma unroll
-    for (int e = 0; e < VEC; ++e) {
-        first.set(e, x.first[e]);
-        second.set(e, x.second[e]);
+        for (int e = 0; e < VEC; ++e) x[e] = x[e] * row * columns[e];
     }
-    store_pack(to, first);
-    store_pack(to + HEAD_DIM / 2, second);
+    if (bias == nullptr) return;
+    const Pack<f32_t, VEC> add = load_pack<VEC>(bias + at);
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) x[e] += add[e];
 }
 
 template <typename T> __device__ __forceinline__ void scale_half(Half& x, const T* weight, float scale) {
@@ -120,12 +129,14 @@ __device__ __forceinline__ void turn_half(Half& x, const Angles& angles) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 8)
+extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
     qk_norm_rope(const X_T* __restrict__ qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
                  const i32_t* __restrict__ positions, const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
                  const u8_t* __restrict__ axis_of_pair, const i64_t* __restrict__ slots, CACHE_T* __restrict__ k_cache,
-                 CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out, float eps, int n, int num_heads,
-                 int num_kv_heads, int max_positions, int page, int num_slots) {
+                 CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out, const f32_t* __restrict__ scale_rows,
+                 const f32_t* __restrict__ scale_columns, const f32_t* __restrict__ bias, float k_factor,
+                 float v_factor, float eps, int n, int num_heads, int num_kv_heads, int max_positions, int page,
+                 int num_slots) {
     const u32_t heads = num_heads + 2 * num_kv_heads;
     const u32_t unit = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
     const u32_t row = unit / heads, head = unit % heads;
@@ -146,6 +157,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8)
             x.first[e] = first[e];
             x.second[e] = second[e];
         }
+#if SCALED
+        const ScaledBy by = {scale_rows, scale_columns};
+        const float factor = row_factor(by, row);
+        scale_input(x.first, by, factor, bias, head * HEAD_DIM + pair);
+        scale_input(x.second, by, factor, bias, head * HEAD_DIM + HEAD_DIM / 2 + pair);
+#endif
         const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
         if (!is_v) angles = angles_of(rope, row, pair);
     }
@@ -171,30 +188,49 @@ extern "C" __global__ void __launch_bounds__(THREADS, 8)
 #endif
     if (!is_v) turn_half(x, angles);
     if (is_q) {
-        store_half(q_out + ((u64_t)row * num_heads + head) * HEAD_DIM + pair, x);
+        store_half(q_out + ((u64_t)row * num_heads + head) * HEAD_DIM + pair, x, 1.0f);
         return;
     }
     if (slot < 0 || slot >= num_slots) return;
     const u32_t kv_head = head - num_heads - (is_v ? num_kv_heads : 0);
     CACHE_T* cache = is_v ? v_cache : k_cache;
-    store_half(cache + cache_at((u32_t)slot, page, num_kv_heads, kv_head, HEAD_DIM) + pair, x);
+    store_half(cache + cache_at((u32_t)slot, page, num_kv_heads, kv_head, HEAD_DIM) + pair, x,
+               is_v ? v_factor : k_factor);
 }
 
 #else
 
-// One head as any lane reads it: element j normalised.
-template <typename T> struct Normalised {
+// One head as any lane reads it: element j of the equation's x.
+struct Input {
     const X_T* x;
+    ScaledBy by;
+    const f32_t* bias;
+    float row;
+    int start;  // the head's first column
+    __device__ __forceinline__ float operator[](int j) const {
+#if SCALED
+        const float y = by.columns == nullptr ? to_f32(x[j]) : to_f32(x[j]) * row * by.columns[start + j];
+        return bias == nullptr ? y : y + bias[start + j];
+#else
+        return to_f32(x[j]);
+#endif
+    }
+};
+
+// The same normalised.
+template <typename T> struct Normalised {
+    Input x;
     const T* weight; // null: not normalised
     float scale;
     __device__ __forceinline__ float operator[](int j) const {
-        return weight == nullptr ? to_f32(x[j]) : to_f32(x[j]) * scale * to_f32(weight[j]);
+        return weight == nullptr ? x[j] : x[j] * scale * to_f32(weight[j]);
     }
 };
 
 // The warp's head turned and stored.
 template <typename T, typename TO>
-__device__ __forceinline__ void turn_head(const Normalised<T>& x, const Rope& rope, u32_t row, int head_dim, TO* to) {
+__device__ __forceinline__ void turn_head(const Normalised<T>& x, const Rope& rope, u32_t row, int head_dim, float factor,
+                                          TO* to) {
     const Place place = place_of(rope, row);
     for (int j = threadIdx.x % 32; j < head_dim; j += 32) {
         float y = x[j];
@@ -204,7 +240,7 @@ __device__ __forceinline__ void turn_head(const Normalised<T>& x, const Rope& ro
             angle(rope, place, pair, cos, sin);
             y = j < rope.pairs ? y * cos - x[j + rope.pairs] * sin : y * cos + x[pair] * sin;
         }
-        to[j] = from_f32<TO>(y);
+        to[j] = from_f32<TO>(y * factor);
     }
 }
 
@@ -213,14 +249,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                      const KW_T* __restrict__ k_weight, const i32_t* __restrict__ positions,
                      const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
                      const u8_t* __restrict__ axis_of_pair, const i64_t* __restrict__ slots,
-                     CACHE_T* __restrict__ k_cache, CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out, float eps,
-                     int n, int num_heads, int num_kv_heads, int max_positions, int page, int num_slots, int head_dim,
-                     int pairs) {
+                     CACHE_T* __restrict__ k_cache, CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out,
+                     const f32_t* __restrict__ scale_rows, const f32_t* __restrict__ scale_columns,
+                     const f32_t* __restrict__ bias, float k_factor, float v_factor, float eps, int n, int num_heads,
+                     int num_kv_heads, int max_positions, int page, int num_slots, int head_dim, int pairs) {
     const u32_t heads = num_heads + 2 * num_kv_heads;
     const u32_t unit = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     const u32_t row = unit / heads, head = unit % heads;
     if (row >= (u32_t)n) return; // a whole warp
-    const X_T* x = qkv + (u64_t)unit * head_dim;
+    const ScaledBy by = {scale_rows, scale_columns};
+    const Input x = {qkv + (u64_t)unit * head_dim, by, bias, SCALED ? row_factor(by, row) : 1.0f, (int)head * head_dim};
     const bool is_q = head < (u32_t)num_heads, is_v = head >= (u32_t)(num_heads + num_kv_heads);
     const i64_t slot = slots[row];
     if (!is_q && (slot < 0 || slot >= num_slots)) return;
@@ -228,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float scale = 1.0f;
 #if NORM
     float squares = 0.0f;
-    for (int j = threadIdx.x % 32; j < head_dim; j += 32) squares = fmaf(to_f32(x[j]), to_f32(x[j]), squares);
+    for (int j = threadIdx.x % 32; j < head_dim; j += 32) squares = fmaf(x[j], x[j], squares);
     scale = rsqrtf(warp_sum(squares) / (float)head_dim + eps);
 #else
     q_weight = nullptr;
@@ -237,15 +275,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Rope rope = {positions, cos, sin, axis_of_pair, n, pairs, max_positions};
     if (is_q) {
         OUT_T* to = q_out + ((u64_t)row * num_heads + head) * head_dim;
-        turn_head(Normalised<QW_T>{x, q_weight, scale}, rope, row, head_dim, to);
+        turn_head(Normalised<QW_T>{x, q_weight, scale}, rope, row, head_dim, 1.0f, to);
         return;
     }
     const u32_t kv_head = head - num_heads - (is_v ? num_kv_heads : 0);
     const u64_t at = cache_at((u32_t)slot, page, num_kv_heads, kv_head, head_dim);
     if (is_v) {
-        for (int j = threadIdx.x % 32; j < head_dim; j += 32) v_cache[at + j] = from_f32<CACHE_T>(to_f32(x[j]));
+        for (int j = threadIdx.x % 32; j < head_dim; j += 32) v_cache[at + j] = from_f32<CACHE_T>(x[j] * v_factor);
     } else {
-        turn_head(Normalised<KW_T>{x, k_weight, scale}, rope, row, head_dim, k_cache + at);
+        turn_head(Normalised<KW_T>{x, k_weight, scale}, rope, row, head_dim, k_factor, k_cache + at);
     }
 }
 

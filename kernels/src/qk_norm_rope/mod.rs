@@ -8,7 +8,8 @@ mod tests;
 
 use foveal_device::{Stream, View, ViewMut};
 
-use crate::{KvLayout, OpError};
+use crate::quantize::Scales;
+use crate::{KvLayout, KvScales, OpError};
 
 pub(crate) use cuda::variants;
 
@@ -41,6 +42,10 @@ pub struct Mrope<'a> {
 pub struct QkNormRope<'a> {
     /// `[n, (num_heads + 2 * num_kv_heads) * head_dim]`: q heads, then k heads, then v heads.
     pub qkv: View<'a>,
+    /// What `qkv` is to be multiplied by first, where it is a product of FP8 operands.
+    pub scales: Option<Scales<'a>>,
+    /// `[(num_heads + 2 * num_kv_heads) * head_dim]` f32, added after the scaling (Qwen2, where the projection didn't).
+    pub bias: Option<View<'a>>,
     /// `None` for Qwen2.
     pub norm: Option<QkNorm<'a>>,
     /// Positions and tables.
@@ -49,6 +54,8 @@ pub struct QkNormRope<'a> {
     pub slot_mapping: View<'a>,
     /// How the cache lies.
     pub layout: KvLayout,
+    /// What keys and values are divided by on their way into the cache.
+    pub kv_scales: KvScales,
     /// Keys, `[num_blocks, num_kv_heads, page, head_dim]`.
     pub k_cache: ViewMut<'a>,
     /// Values, alike.
@@ -61,10 +68,10 @@ pub struct QkNormRope<'a> {
 /// and attention.
 ///
 /// # Equation
-/// With `norm`, each head of q and k becomes `x / sqrt(mean(x²) + eps) * weight`. Then pair `i` of a head, its elements
+/// `qkv` is multiplied by `scales`, then `bias` is added, where they are given. With `norm`, each head of q and k becomes `x / sqrt(mean(x²) + eps) * weight`. Then pair `i` of a head, its elements
 /// `a = x[i]` and `b = x[i + rotary_dim / 2]`, becomes `(a cos - b sin, b cos + a sin)`, `cos` and `sin` from column `i`
 /// of the tables at the row's position on axis `axis_of_pair[i]`. Elements from `rotary_dim` on are not turned. Head `h`
-/// of k and v is stored at `[slot / page, h, slot % page]`.
+/// of k and v is divided by its scale and stored at `[slot / page, h, slot % page]`.
 ///
 /// # Shapes
 /// `qkv`: `[n, (num_heads + 2 * num_kv_heads) * head_dim]`; `q_out`: `[n, num_heads, head_dim]`; `k_cache`, `v_cache`:
@@ -72,8 +79,9 @@ pub struct QkNormRope<'a> {
 /// `[max_positions, rotary_dim / 2]` with `rotary_dim <= head_dim`; `axis_of_pair`: `[rotary_dim / 2]`.
 ///
 /// # Dtypes and layout
-/// Row-major and contiguous. `positions` is i32, `slot_mapping` i64, `axis_of_pair` u8, `cos` and `sin` f32; `qkv`,
-/// `q_out`, the norm's weights and the caches (of `layout.dtype`, both) are f32, bf16 or f16, each of its own choice.
+/// Row-major and contiguous. `positions` is i32, `slot_mapping` i64, `axis_of_pair` u8, `cos`, `sin`, scales
+/// and `bias` f32; `qkv`, `q_out`, the norm's weights and the caches (of `layout.dtype`, both) are f32, bf16 or f16, each of
+/// its own choice; the caches may also be f8_e4m3, where what is beyond its range saturates.
 ///
 /// # Numerics
 /// The mean square is a float64 sum; all else is float32, and each result is rounded once, when stored (HF rounds bf16

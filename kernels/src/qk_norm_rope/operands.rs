@@ -27,16 +27,27 @@ pub(super) struct Sizes {
 
 /// Shapes and element types.
 pub(super) fn check(args: &QkNormRope<'_>) -> Result<Sizes, OpError> {
-    let QkNormRope { qkv, norm, rope, slot_mapping, layout, k_cache, v_cache, q_out } = args;
+    let QkNormRope { qkv, scales, bias, norm, rope, slot_mapping, layout, kv_scales, k_cache, v_cache, q_out } = args;
     let [n, num_heads, head_dim] = OP.rank("q_out", q_out.shape())?;
     OP.float("q_out", q_out.dtype())?;
     let num_kv_heads = layout.num_kv_heads;
-    OP.shape("qkv", qkv.shape(), &[n, (num_heads + 2 * num_kv_heads) * head_dim])?;
+    let width = (num_heads + 2 * num_kv_heads) * head_dim;
+    OP.shape("qkv", qkv.shape(), &[n, width])?;
     OP.float("qkv", qkv.dtype())?;
+    if let Some(scales) = scales {
+        scales.check(OP, [n, width])?;
+    }
+    if let Some(bias) = bias {
+        OP.shape("bias", bias.shape(), &[width])?;
+        OP.dtype("bias", bias.dtype(), DType::F32, "f32")?;
+    }
+    kv_scales.check(OP)?;
     let num_slots = check_cache(layout, head_dim, k_cache.shape(), v_cache.shape())?;
     for (arg, dtype) in [("k_cache", k_cache.dtype()), ("v_cache", v_cache.dtype())] {
         OP.dtype(arg, dtype, layout.dtype, "the element type of `layout`")?;
-        OP.float(arg, dtype)?;
+        if dtype != DType::F8E4M3 {
+            OP.float(arg, dtype)?;
+        }
     }
     OP.shape("slot_mapping", slot_mapping.shape(), &[n])?;
     OP.dtype("slot_mapping", slot_mapping.dtype(), DType::I64, "i64")?;

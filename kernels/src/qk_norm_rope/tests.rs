@@ -3,14 +3,18 @@ use foveal_testkit::{assert_bitwise_equal, assert_close_at};
 use proptest::prelude::*;
 
 use super::{Mrope, QkNorm, QkNormRope, qk_norm_rope};
-use crate::testing::{ACTIVATIONS, blamed, device_tests, load, load64, random, rtol, store, tensor, to_f32, zeros};
-use crate::{KvLayout, OpError};
+use crate::quantize::Scales;
+use crate::testing::{
+    ACTIVATIONS, blamed, device_tests, load, load64, random, rtol, store, tensor, to_f32, values, zeros,
+};
+use crate::{KvLayout, KvScales, OpError};
 
 device_tests!(
     // Which of two threads writes last is no GPU's promise.
     cpu: [of_two_rows_with_one_slot_the_later_stays];
     any: [
         any_shape_and_type_is_the_equation,
+        an_unscaled_product_goes_into_an_f8_cache,
         scores_depend_on_distances_alone,
         rows_without_a_slot_and_other_slots_stay,
         a_row_depends_on_itself_alone,
@@ -34,6 +38,10 @@ struct Case {
     positions: Vec<i32>,
     axis_of_pair: Vec<u8>,
     slots: Vec<i64>,
+    /// Of an unscaled product: rows and columns.
+    scales: Option<[Tensor; 2]>,
+    bias: Option<Tensor>,
+    kv_scales: KvScales,
 }
 
 struct Outputs {
@@ -67,6 +75,9 @@ impl Case {
             axis_of_pair: (0..pairs).map(|i| (i % 3) as u8).collect(),
             // 29 and 32 * num_blocks have no common factor up to 28 blocks: all slots differ.
             slots: (0..n).map(|i| ((i * 29 + 7) % num_slots) as i64).collect(),
+            scales: None,
+            bias: None,
+            kv_scales: KvScales::ONE,
         }
     }
 
@@ -94,10 +105,16 @@ impl Case {
             device.stream(),
             QkNormRope {
                 qkv: self.qkv.view(),
+                scales: self
+                    .scales
+                    .as_ref()
+                    .map(|[rows, columns]| Scales { rows: Some(rows.view()), columns: columns.view() }),
+                bias: self.bias.as_ref().map(Tensor::view),
                 norm,
                 rope,
                 slot_mapping: slots.view(),
                 layout: self.layout,
+                kv_scales: self.kv_scales,
                 k_cache: outputs.k.view_mut().unwrap(),
                 v_cache: outputs.v.view_mut().unwrap(),
                 q_out: outputs.q.view_mut().unwrap(),
@@ -109,6 +126,19 @@ impl Case {
         let mut outputs = self.outputs(device);
         self.run_into(device, &mut outputs).unwrap();
         outputs
+    }
+
+    /// `qkv` scaled and with the bias.
+    fn scaled_qkv(&self) -> Vec<f64> {
+        let (mut qkv, width) = (load64(&self.qkv), self.qkv.shape()[1]);
+        if let Some([rows, columns]) = &self.scales {
+            let (rows, columns) = (load64(rows), load64(columns));
+            qkv.iter_mut().enumerate().for_each(|(at, x)| *x *= rows[at / width] * columns[at % width]);
+        }
+        if let Some(bias) = self.bias.as_ref().map(load64) {
+            qkv.iter_mut().enumerate().for_each(|(at, x)| *x += bias[at % width]);
+        }
+        qkv
     }
 
     /// Head `head` of row `i` of `qkv`, normalised and turned as HF writes it, `x cos + rotate_half(x) sin`.
@@ -133,7 +163,7 @@ impl Case {
     /// The whole result, the caches starting from `before`.
     fn reference(&self, before: &Outputs) -> [Vec<f64>; 3] {
         let KvLayout { num_kv_heads, head_dim, .. } = self.layout;
-        let qkv = load64(&self.qkv);
+        let qkv = self.scaled_qkv();
         let (mut q, mut k, mut v) = (Vec::new(), load64(&before.k), load64(&before.v));
         for (i, &slot) in self.slots.iter().enumerate() {
             for head in 0..self.num_heads {
@@ -143,10 +173,12 @@ impl Case {
             for head in 0..num_kv_heads {
                 let at = ((slot / PAGE * num_kv_heads + head) * PAGE + slot % PAGE) * head_dim;
                 let key = self.reference_head(&qkv, i, self.num_heads + head, self.norm.as_ref().map(|norm| &norm.1));
+                let key: Vec<f64> = key.iter().map(|x| x / f64::from(self.kv_scales.k)).collect();
                 k[at..at + head_dim].copy_from_slice(&key);
                 let source =
                     (i * (self.num_heads + 2 * num_kv_heads) + self.num_heads + num_kv_heads + head) * head_dim;
-                v[at..at + head_dim].copy_from_slice(&qkv[source..source + head_dim]);
+                let value = qkv[source..source + head_dim].iter().map(|x| x / f64::from(self.kv_scales.v));
+                v[at..at + head_dim].copy_from_slice(&value.collect::<Vec<_>>());
             }
         }
         [q, k, v]
@@ -162,7 +194,9 @@ impl Case {
         let outputs = self.run(device);
         let close = |actual: &Tensor, expected: &[f64]| {
             let (dims, dtype) = (actual.shape(), actual.dtype());
-            assert_close_at(&load(actual), &to_f32(expected), dims, 2e-6 + 0.01 * rtol(dtype), rtol(dtype));
+            // Half a step between FP8's subnormals is 2^-10.
+            let atol = if dtype == DType::F8E4M3 { 1e-3 } else { 2e-6 + 0.01 * rtol(dtype) };
+            assert_close_at(&load(actual), &to_f32(expected), dims, atol, rtol(dtype));
         };
         close(&outputs.q, &q);
         close(&outputs.k, &k);
@@ -195,6 +229,30 @@ fn any_shape_and_type_is_the_equation(device: &Device) {
     for dims in [Dims(6, 4, 2, 16, 8), Dims(6, 4, 2, 11, 4)] {
         let case = Case::new(device, dims, DType::F32);
         Case { layout: KvLayout { dtype: DType::BF16, ..case.layout }, ..case }.check(device);
+    }
+}
+
+fn an_unscaled_product_goes_into_an_f8_cache(device: &Device) {
+    // Of the packed kernel and of the one for any head; with a norm, and with a bias instead as Qwen2 has it.
+    for dims in [Dims(33, 16, 8, 128, 64), Dims(5, 3, 3, 11, 4), Dims(7, 4, 2, 64, 32)] {
+        let Dims(n, num_heads, num_kv_heads, head_dim, _) = dims;
+        let width = (num_heads + 2 * num_kv_heads) * head_dim;
+        let positive = |seed, len| {
+            let values: Vec<f32> = values(seed, len, 1.0).iter().map(|x| x.abs() + 0.25).collect();
+            tensor(device, &values, &[len])
+        };
+        for (has_norm, has_scales) in [(true, true), (false, true), (false, false)] {
+            let case = Case::new(device, dims, DType::BF16);
+            let case = Case {
+                layout: KvLayout { dtype: DType::F8E4M3, ..case.layout },
+                norm: if has_norm { case.norm } else { None },
+                bias: (!has_norm).then(|| random(device, 7, DType::F32, &[width])),
+                scales: has_scales.then(|| [positive(5, n), positive(6, width)]),
+                kv_scales: KvScales { k: 0.03, v: 0.0125 },
+                ..case
+            };
+            case.check(device);
+        }
     }
 }
 

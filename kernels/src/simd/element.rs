@@ -1,5 +1,6 @@
 //! Element types that vectors are loaded from.
 
+use foveal_device::F8E4M3;
 use half::{bf16, f16};
 
 use super::{LANES, PAIR, Simd};
@@ -58,5 +59,19 @@ impl SimdElement for f16 {
     fn load_pairs<S: Simd>(simd: S, from: &[Self; PAIR]) -> (S::F, S::F) {
         let (low, high) = halves(from);
         simd.unzip(simd.load_f16(low), simd.load_f16(high))
+    }
+}
+
+/// By arithmetic that the compiler vectorises for the instruction set in use.
+impl SimdElement for F8E4M3 {
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::F {
+        simd.load(&from.map(F8E4M3::to_f32))
+    }
+
+    #[inline(always)]
+    fn load_pairs<S: Simd>(simd: S, from: &[Self; PAIR]) -> (S::F, S::F) {
+        let (low, high) = halves(from);
+        simd.unzip(Self::load(simd, low), Self::load(simd, high))
     }
 }

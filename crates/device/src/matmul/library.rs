@@ -13,13 +13,15 @@ use crate::libraries;
 /// An algorithm with all that is set in it, as the library serialises it: for the same version of the library alone.
 pub(super) type Algorithm = [u64; 8];
 
-/// Addresses of a product's operands, which lie in GPU memory. No bias is 0.
+/// Addresses of a product's operands, which lie in GPU memory. No bias is 0, nor are no scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Operands {
     pub(super) x: u64,
     pub(super) weight: u64,
     pub(super) bias: u64,
     pub(super) out: u64,
+    /// Of the weights' and the activations' blocks.
+    pub(super) scales: [u64; 2],
 }
 
 /// Scratch memory of the GPU.
@@ -140,6 +142,9 @@ impl Library {
         if operands.bias != 0 {
             problem.descriptor.set_bias(operands.bias)?;
         }
+        if operands.scales != [0; 2] {
+            problem.descriptor.set_scales(operands.scales)?;
+        }
         let [weight, x, out] = problem.layouts();
         let (alpha, beta) = (1.0_f32, 0.0_f32);
         let algorithm = sys::cublasLtMatmulAlgo_t { data: *algorithm };
@@ -207,6 +212,28 @@ impl Descriptor {
 
     pub(super) fn set_bias(&self, address: u64) -> Result<(), DeviceError> {
         self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address)
+    }
+
+    /// Sums of FP8 products stay in the tensor cores.
+    pub(super) fn accumulate_fast(&self) -> Result<(), DeviceError> {
+        self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)
+    }
+
+    /// A has a scale for each 128 x 128 block, B for each 128 rows of a column, at the addresses last set by
+    /// [`Descriptor::set_scales`].
+    pub(super) fn scale_blocks(&self) -> Result<(), DeviceError> {
+        use sys::cublasLtMatmulDescAttributes_t as What;
+        use sys::cublasLtMatmulMatrixScale_t as Scale;
+        self.set(
+            What::CUBLASLT_MATMUL_DESC_A_SCALE_MODE,
+            &(Scale::CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F as u32),
+        )?;
+        self.set(What::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &(Scale::CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F as u32))
+    }
+
+    pub(super) fn set_scales(&self, [a, b]: [u64; 2]) -> Result<(), DeviceError> {
+        self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &a)?;
+        self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &b)
     }
 
     fn set<T: bytemuck::Pod>(&self, what: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), DeviceError> {

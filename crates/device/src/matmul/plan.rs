@@ -36,7 +36,7 @@ fn alignment(address: u64) -> u8 {
 
 impl PlanKey {
     pub(super) fn new(shape: &MatmulShape, operands: &Operands) -> Self {
-        let Operands { x, weight, bias, out } = *operands;
+        let Operands { x, weight, bias, out, .. } = *operands;
         let alignment =
             Alignment { x: alignment(x), weight: alignment(weight), bias: alignment(bias), out: alignment(out) };
         Self { shape: *shape, alignment }
@@ -81,10 +81,14 @@ impl Types {
                 Self { input: Type::CUDA_R_16BF, out: Type::CUDA_R_16BF, compute }
             }
             (DType::BF16, DType::BF16, DType::F32) => Self { input: Type::CUDA_R_16BF, out: Type::CUDA_R_32F, compute },
+            (DType::F8E4M3, DType::F8E4M3, DType::BF16 | DType::F32) if shape.bias.is_none() => {
+                let out = if shape.out == DType::BF16 { Type::CUDA_R_16BF } else { Type::CUDA_R_32F };
+                Self { input: Type::CUDA_R_8F_E4M3, out, compute }
+            }
             (DType::F32, DType::F32, DType::F32) => Self { input: Type::CUDA_R_32F, out: Type::CUDA_R_32F, compute },
             _ => {
                 return Err(
-                    shape.refused("bf16 by bf16 gives bf16 or f32, f32 by f32 gives f32, and nothing else goes")
+                    shape.refused("bf16 by bf16 and f8_e4m3 by f8_e4m3 (without a bias) give bf16 or f32, f32 by f32 gives f32, and nothing else goes")
                 );
             }
         };
@@ -116,6 +120,17 @@ impl Problem {
             descriptor.add_bias()?;
             // The library reads the alignment off the address when it proposes algorithms.
             descriptor.set_bias(u64::from(key.alignment.bias))?;
+        }
+        if shape.x == DType::F8E4M3 {
+            // Block scales are applied outside of the tensor cores in any case.
+            if shape.f8.fast_accumulation && !shape.f8.has_block_scales {
+                descriptor.accumulate_fast()?;
+            }
+            if shape.f8.has_block_scales {
+                descriptor.scale_blocks()?;
+                // Where they are is told with each product; what the library proposes needs them to be somewhere.
+                descriptor.set_scales([MAX_ALIGNMENT; 2])?;
+            }
         }
         Ok(Self {
             descriptor,
@@ -184,9 +199,19 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::F8Product;
 
-    const SHAPE: MatmulShape =
-        MatmulShape { m: 5, n: 6, k: 7, x: DType::BF16, weight: DType::BF16, out: DType::BF16, bias: None, ldo: 9 };
+    const SHAPE: MatmulShape = MatmulShape {
+        m: 5,
+        n: 6,
+        k: 7,
+        x: DType::BF16,
+        weight: DType::BF16,
+        out: DType::BF16,
+        bias: None,
+        ldo: 9,
+        f8: F8Product { fast_accumulation: false, has_block_scales: false },
+    };
 
     #[test]
     fn alignments_are_powers_of_two_up_to_sixteen() {
@@ -196,7 +221,7 @@ mod tests {
 
     #[test]
     fn keys_tell_alignments_apart_and_families_join_rows() {
-        let operands = Operands { x: 256, weight: 512, bias: 0, out: 258 };
+        let operands = Operands { x: 256, weight: 512, bias: 0, out: 258, scales: [0; 2] };
         let key = PlanKey::new(&SHAPE, &operands);
         assert_eq!(key.alignment, Alignment { x: 16, weight: 16, bias: 16, out: 2 });
         assert_ne!(key, PlanKey::new(&SHAPE, &Operands { out: 256, ..operands }));
@@ -209,13 +234,14 @@ mod tests {
 
     #[test]
     fn types_that_the_library_multiplies_are_named() {
-        use DType::{BF16, F16, F32, I32};
+        use DType::{BF16, F8E4M3, F16, F32, I32};
         let of = |x, weight, out, bias| Types::of(&MatmulShape { x, weight, out, bias, ..SHAPE });
         let types = of(BF16, BF16, F32, Some(F32)).unwrap();
         assert_eq!((types.input, types.out), (Type::CUDA_R_16BF, Type::CUDA_R_32F));
         // Not CUBLAS_COMPUTE_32F_FAST_TF32, which would round the operands.
         assert_eq!(of(F32, F32, F32, None).unwrap().compute, Compute::CUBLAS_COMPUTE_32F);
         assert!(of(BF16, BF16, BF16, Some(BF16)).is_ok());
+        assert_eq!(of(F8E4M3, F8E4M3, BF16, None).unwrap().input, Type::CUDA_R_8F_E4M3);
         for (x, weight, out, bias) in [
             (F32, BF16, F32, None),
             (BF16, F32, F32, None),
@@ -224,6 +250,8 @@ mod tests {
             (BF16, BF16, I32, None),
             (BF16, BF16, BF16, Some(F32)),
             (BF16, BF16, F32, Some(BF16)),
+            (F8E4M3, F8E4M3, BF16, Some(BF16)),
+            (F8E4M3, BF16, BF16, None),
         ] {
             let message = of(x, weight, out, bias).unwrap_err().to_string();
             assert!(message.contains(&format!("{x} [5, 7] x {weight} [6, 7]^T")), "{message}");

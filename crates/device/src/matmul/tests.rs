@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::*;
-use crate::{Device, Tensor};
+use crate::{Device, F8E4M3, Tensor};
 
 const BF16: [DType; 3] = [DType::BF16; 3];
 const WIDE: [DType; 3] = [DType::BF16, DType::BF16, DType::F32];
@@ -34,6 +34,9 @@ fn numbers(seed: u64, len: usize) -> Vec<f32> {
 fn tensor(device: &Device, values: &[f32], dtype: DType, dims: &[usize]) -> Tensor {
     match dtype {
         DType::BF16 => Tensor::from_slice(device, &values.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(), dims),
+        DType::F8E4M3 => {
+            Tensor::from_slice(device, &values.iter().map(|&x| F8E4M3::from_f32(x)).collect::<Vec<_>>(), dims)
+        }
         _ => Tensor::from_slice(device, values, dims),
     }
     .unwrap()
@@ -55,7 +58,8 @@ struct Product {
 
 impl Product {
     fn new([x, weight, out]: [DType; 3], [m, n, k]: [usize; 3], has_bias: bool) -> Self {
-        let shape = MatmulShape { m, n, k, x, weight, out, bias: has_bias.then_some(out), ldo: n };
+        let f8 = F8Product::default();
+        let shape = MatmulShape { m, n, k, x, weight, out, bias: has_bias.then_some(out), ldo: n, f8 };
         Self { shape, before: [0; 4] }
     }
 
@@ -95,11 +99,7 @@ impl Product {
     }
 
     /// Runs `by` with the operands and compares what it leaves in `out`.
-    fn check(
-        &self,
-        device: &Device,
-        by: impl FnOnce(&CudaStream, &View<'_>, &View<'_>, Option<&View<'_>>, &mut ViewMut<'_>),
-    ) {
+    fn check(&self, device: &Device, by: impl FnOnce(&CudaStream, &MatmulInputs<'_>, &mut ViewMut<'_>)) {
         let MatmulShape { m, n, k, bias, ldo, .. } = self.shape;
         let [x_before, weight_before, bias_before, out_before] = self.before;
         let x = tensor(device, &self.x(), self.shape.x, &[x_before + m, k]);
@@ -108,13 +108,13 @@ impl Product {
         let len = out_before + m * ldo;
         let mut out = tensor(device, &vec![Self::UNTOUCHED; len], self.shape.out, &[len]);
         let offsets = bias.map(|_| offsets.view().rows(bias_before..bias_before + n).unwrap());
-        by(
-            device.stream().cuda().unwrap(),
-            &x.view().rows(x_before..x_before + m).unwrap(),
-            &weight.view().rows(weight_before..weight_before + n).unwrap(),
-            offsets.as_ref(),
-            &mut out.view_mut().unwrap(),
-        );
+        let inputs = MatmulInputs {
+            x: x.view().rows(x_before..x_before + m).unwrap(),
+            weight: weight.view().rows(weight_before..weight_before + n).unwrap(),
+            bias: offsets,
+            scales: None,
+        };
+        by(device.stream().cuda().unwrap(), &inputs, &mut out.view_mut().unwrap());
         // Products of these numbers are multiples of 2^-14; float32 sums of a thousand are exact, and longer ones lose
         // a unit of the sum's last place at each of their additions, at most.
         let atol = if k <= 1000 { 0.0 } else { k as f32 * k as f32 * f32::EPSILON / 16.0 };
@@ -132,8 +132,8 @@ impl Product {
     }
 
     fn run(&self, device: &Device) {
-        self.check(device, |stream, x, weight, bias, out| {
-            stream.matmul(&self.shape, x, weight, bias, out, self.before[3]).unwrap();
+        self.check(device, |stream, inputs, out| {
+            stream.matmul(&self.shape, inputs, out, self.before[3]).unwrap();
         });
     }
 }
@@ -173,6 +173,88 @@ fn real_projections_agree_with_plain_loops() {
     }
 }
 
+/// Numbers that FP8 holds exactly: multiples of 1/8 in [-1.875, 1.875]. Their sums are exact in float32, and in what the
+/// tensor cores keep of them.
+fn f8_numbers(seed: u64, len: usize) -> Vec<f32> {
+    numbers(seed, len).iter().map(|x| (x * 15.0).round() / 8.0).collect()
+}
+
+/// The GPU, if it multiplies FP8.
+fn gpu_with_f8() -> Option<Device> {
+    let device = gpu()?;
+    if device.stream().cuda()?.compute_capability() < (8, 9) {
+        println!("skipped: this GPU has no FP8");
+        return None;
+    }
+    Some(device)
+}
+
+#[test]
+fn f8_products_agree_with_plain_loops() {
+    let Some(device) = gpu_with_f8() else { return };
+    for [m, n, k] in [[1, 16, 16], [17, 48, 64], [64, 256, 512], [9, 6144, 1024], [130, 128, 4096]] {
+        for (out_dtype, fast_accumulation) in [(DType::BF16, true), (DType::BF16, false), (DType::F32, true)] {
+            let product = Product::new([DType::F8E4M3, DType::F8E4M3, out_dtype], [m, n, k], false);
+            let f8 = F8Product { fast_accumulation, has_block_scales: false };
+            let shape = MatmulShape { f8, ..product.shape };
+            let (x, weight) = (f8_numbers(1, m * k), f8_numbers(2, n * k));
+            let out = multiply_f8(&device, &shape, (&x, &weight), None);
+            for (at, got) in out.iter().enumerate() {
+                let (x, weight) = (&x[at / n * k..][..k], &weight[at % n * k..][..k]);
+                let sum: f64 = x.iter().zip(weight).map(|(x, w)| f64::from(x * w)).sum();
+                let tolerance = sum.abs() / 256.0 + if fast_accumulation { 0.05 } else { 0.001 };
+                assert!((f64::from(*got) - sum).abs() <= tolerance, "{shape}: element {at} is {got}, expected {sum}");
+            }
+        }
+    }
+}
+
+#[test]
+fn f8_products_with_block_scales_agree_with_plain_loops() {
+    let Some(device) = gpu_with_f8() else { return };
+    for [m, n, k] in [[4, 128, 512], [17, 256, 1024], [64, 6144, 4096], [33, 384, 512]] {
+        let product = Product::new([DType::F8E4M3, DType::F8E4M3, DType::BF16], [m, n, k], false);
+        let f8 = F8Product { fast_accumulation: true, has_block_scales: true };
+        let shape = MatmulShape { f8, ..product.shape };
+        let (x, weight) = (f8_numbers(1, m * k), f8_numbers(2, n * k));
+        let (blocks, stride) = (k / BLOCK, m.next_multiple_of(4));
+        let positive = |seed, len| -> Vec<f32> { numbers(seed, len).iter().map(|x| x.abs() + 0.25).collect() };
+        let (x_scales, weight_scales) = (positive(3, blocks * stride), positive(4, n.div_ceil(BLOCK) * blocks));
+        let out = multiply_f8(&device, &shape, (&x, &weight), Some((&x_scales, &weight_scales)));
+        for (at, got) in out.iter().enumerate() {
+            let (i, j) = (at / n, at % n);
+            let term = |c: usize| {
+                let scale = x_scales[c / BLOCK * stride + i] * weight_scales[j / BLOCK * blocks + c / BLOCK];
+                f64::from(x[i * k + c] * weight[j * k + c]) * f64::from(scale)
+            };
+            let sum: f64 = (0..k).map(term).sum();
+            let tolerance = sum.abs() / 256.0 + 0.05;
+            assert!((f64::from(*got) - sum).abs() <= tolerance, "{shape}: element {at} is {got}, expected {sum}");
+        }
+    }
+}
+
+fn multiply_f8(
+    device: &Device,
+    shape: &MatmulShape,
+    (x, weight): (&[f32], &[f32]),
+    scales: Option<(&[f32], &[f32])>,
+) -> Vec<f32> {
+    let MatmulShape { m, n, k, .. } = *shape;
+    let (x, weight) = (tensor(device, x, shape.x, &[m, k]), tensor(device, weight, shape.weight, &[n, k]));
+    let blocks = k.div_ceil(BLOCK);
+    let scales = scales.map(|(x, weight)| {
+        let x = tensor(device, x, DType::F32, &[blocks, m.next_multiple_of(4)]);
+        (x, tensor(device, weight, DType::F32, &[n.div_ceil(BLOCK), blocks]))
+    });
+    let scales = scales.as_ref().map(|(x, weight)| BlockScales { x: x.view(), weight: weight.view() });
+    let inputs = MatmulInputs { x: x.view(), weight: weight.view(), bias: None, scales };
+    let mut out = tensor(device, &vec![f32::NAN; m * n], shape.out, &[m, n]);
+    let stream = device.stream().cuda().unwrap();
+    stream.matmul(shape, &inputs, &mut out.view_mut().unwrap(), 0).unwrap();
+    values(&out)
+}
+
 #[test]
 fn tuning_finds_an_algorithm_and_remembers_it() {
     let Some(device) = gpu() else { return };
@@ -180,8 +262,8 @@ fn tuning_finds_an_algorithm_and_remembers_it() {
     let product = Product::new(BF16, [24, 256, 512], true);
     let tune = |matmuls: &Matmuls| {
         let mut took = 0.0;
-        product.check(&device, |stream, x, weight, bias, out| {
-            let operands = product.shape.operands(x, weight, bias, (&*out, 0)).unwrap();
+        product.check(&device, |stream, inputs, out| {
+            let operands = product.shape.operands(inputs, (&*out, 0)).unwrap();
             took = matmuls.tune(stream, &product.shape, &[operands, operands]).unwrap();
             let key = PlanKey::new(&product.shape, &operands);
             let known = *matmuls.lock().tuned.exact(&key).unwrap();
@@ -205,10 +287,9 @@ fn tuning_finds_an_algorithm_and_remembers_it() {
 fn tuning_by_the_stream_leaves_a_product() {
     let Some(device) = gpu() else { return };
     let product = Product::new(WIDE, [3, 64, 128], false);
-    product.check(&device, |stream, x, weight, bias, out| {
-        let weights = [*weight, *weight, *weight];
-        assert!(stream.tune_matmul(&product.shape, x, &weights, bias, out, 0).unwrap() > 0.0);
-        assert!(stream.tune_matmul(&product.shape, x, &[], bias, out, 0).is_err());
+    product.check(&device, |stream, inputs, out| {
+        let others = [inputs.weight, inputs.weight];
+        assert!(stream.tune_matmul(&product.shape, inputs, &others, out, 0).unwrap() > 0.0);
     });
 }
 
@@ -217,9 +298,9 @@ fn nothing_to_do_is_done_and_nothing_to_sum_is_refused() {
     let Some(device) = gpu() else { return };
     Product::new(BF16, [0, 5, 8], true).run(&device);
     Product::new(BF16, [5, 0, 8], true).run(&device);
-    Product::new(BF16, [2, 3, 0], false).check(&device, |stream, x, weight, bias, out| {
+    Product::new(BF16, [2, 3, 0], false).check(&device, |stream, inputs, out| {
         let shape = Product::new(BF16, [2, 3, 0], false).shape;
-        let error = stream.matmul(&shape, x, weight, bias, out, 0).unwrap_err();
+        let error = stream.matmul(&shape, inputs, out, 0).unwrap_err();
         assert!(error.to_string().contains("nothing to sum"), "{error}");
         stream.fill_zero(out.reborrow()).unwrap();
     });
@@ -233,7 +314,8 @@ fn operands_that_dont_have_the_shape_are_refused() {
     let refusal = |x: Tensor, weight: Tensor, bias: Option<Tensor>, mut out: Tensor, offset: usize| {
         let bias = bias.as_ref().map(Tensor::view);
         let out = out.view_mut().unwrap();
-        shape.operands(&x.view(), &weight.view(), bias.as_ref(), (&out, offset)).unwrap_err()
+        let inputs = MatmulInputs { x: x.view(), weight: weight.view(), bias, scales: None };
+        shape.operands(&inputs, (&out, offset)).unwrap_err()
     };
     let (x, w) = (|| zeros(DType::BF16, &[2, 4]), || zeros(DType::BF16, &[3, 4]));
     let (b, out) = (|| Some(zeros(DType::BF16, &[3])), || zeros(DType::BF16, &[2, 4]));

@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::MatmulShape;
 use super::library::Algorithm;
 use super::plan::{Alignment, PlanKey};
+use super::{F8Product, MatmulShape};
 use crate::DType;
 
 /// How many times the rows asked for an algorithm may have been timed with: beyond, its tiles would be the wrong ones.
 const MAX_ROWS_RATIO: usize = 2;
 
 /// The first line of a file; another format gets another number.
-const HEADING: &str = "foveal matmul algorithms 1";
+const HEADING: &str = "foveal matmul algorithms 2";
 /// How the last line begins.
 const CHECKSUM: &str = "blake3 ";
 
@@ -138,13 +138,16 @@ fn print(heading: &str, table: &Table) -> String {
     text
 }
 
-/// x weight out bias n k ldo x' weight' bias' out' m microseconds algorithm, where ' is an alignment.
+/// x weight out bias fast blocks n k ldo x' weight' bias' out' m microseconds algorithm, where ' is an alignment.
 fn line(family: &PlanKey, m: usize, tuned: &Tuned) -> String {
-    let MatmulShape { n, k, x, weight, out, bias, ldo, .. } = family.shape;
+    let MatmulShape { n, k, x, weight, out, bias, ldo, f8, .. } = family.shape;
     let bias = bias.map_or_else(|| "-".to_owned(), |bias| bias.to_string());
     let a = family.alignment;
-    let mut line = format!("{x} {weight} {out} {bias} {n} {k} {ldo} {} {} {} {}", a.x, a.weight, a.bias, a.out);
+    let F8Product { fast_accumulation, has_block_scales } = f8;
+    let [fast, blocks] = [fast_accumulation, has_block_scales].map(u8::from);
+    let mut line = format!("{x} {weight} {out} {bias} {fast} {blocks} {n} {k} {ldo}");
     // Writing to a string can't fail.
+    let _ = write!(line, " {} {} {} {}", a.x, a.weight, a.bias, a.out);
     let _ = write!(line, " {m} {}", tuned.microseconds);
     for word in tuned.algorithm {
         let _ = write!(line, " {word:016x}");
@@ -174,6 +177,7 @@ fn parse_line(line: &str) -> Option<(PlanKey, Tuned)> {
         "-" => None,
         name => Some(dtype(name)?),
     };
+    let f8 = F8Product { fast_accumulation: flag(words.next())?, has_block_scales: flag(words.next())? };
     let [n, k, ldo] = [number(words.next())?, number(words.next())?, number(words.next())?];
     let alignment = Alignment {
         x: number(words.next())?,
@@ -187,7 +191,7 @@ fn parse_line(line: &str) -> Option<(PlanKey, Tuned)> {
     for word in &mut algorithm {
         *word = u64::from_str_radix(words.next()?, 16).ok()?;
     }
-    let shape = MatmulShape { m, n, k, x, weight, out, bias, ldo };
+    let shape = MatmulShape { m, n, k, x, weight, out, bias, ldo, f8 };
     words.next().is_none().then_some((PlanKey { shape, alignment }, Tuned { algorithm, microseconds }))
 }
 
@@ -195,8 +199,16 @@ fn number<T: FromStr>(word: Option<&str>) -> Option<T> {
     word?.parse().ok()
 }
 
+fn flag(word: Option<&str>) -> Option<bool> {
+    match word? {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
+}
+
 fn dtype(name: &str) -> Option<DType> {
-    [DType::F32, DType::BF16].into_iter().find(|dtype| dtype.to_string() == name)
+    [DType::F32, DType::BF16, DType::F8E4M3].into_iter().find(|dtype| dtype.to_string() == name)
 }
 
 #[cfg(test)]
@@ -204,8 +216,12 @@ mod tests {
     use super::*;
 
     fn key(m: usize, n: usize, bias: Option<DType>) -> PlanKey {
-        let shape =
-            MatmulShape { m, n, k: 4096, x: DType::BF16, weight: DType::BF16, out: DType::BF16, bias, ldo: 2 * n };
+        let (x, weight, out) = match bias {
+            Some(_) => (DType::BF16, DType::BF16, DType::BF16),
+            None => (DType::F8E4M3, DType::F8E4M3, DType::BF16),
+        };
+        let f8 = F8Product { fast_accumulation: n.is_multiple_of(64), has_block_scales: m.is_multiple_of(2) };
+        let shape = MatmulShape { m, n, k: 4096, x, weight, out, bias, ldo: 2 * n, f8 };
         PlanKey { shape, alignment: Alignment { x: 16, weight: 16, bias: 16, out: 8 } }
     }
 
