@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use foveal_device::{DType, Device, View, ViewMut};
-use foveal_kernels::KvLayout;
 use foveal_kernels::paged_attention::{PagedAttention, paged_attention};
 use foveal_kernels::varlen_attention::{VarlenAttention, varlen_attention};
+use foveal_kernels::{KvLayout, KvScales};
 use half::bf16;
 
 fn value(i: usize) -> f32 {
@@ -72,6 +72,7 @@ fn decoder(criterion: &mut Criterion) {
             let args = PagedAttention {
                 q: View::from_slice(&q, &[rows, heads, d]).unwrap(),
                 layout,
+                kv_scales: KvScales::ONE,
                 k_cache: View::from_slice(&keys, &layout.cache_shape(num_blocks)).unwrap(),
                 v_cache: View::from_slice(&values, &layout.cache_shape(num_blocks)).unwrap(),
                 cu_seqlens: View::from_slice(&cu_seqlens, &[2]).unwrap(),

@@ -1,32 +1,28 @@
 // What paged_attention's kernels do around the arithmetic: take items of the list, bring keys and values into shared
 // memory, and merge the partial results of tiles whose keys are split.
 #pragma once
+#include "kv_fragments.cuh"
 #include "paged_work.cuh"
 
 #define NUM_WARPS 4
 #define NUM_THREADS (32 * NUM_WARPS)
-// 16-byte chunks of a row in shared memory, an even number with zeros at the end; widths just below 128 are treated as
-// 128, since addresses of swizzled rows take fewer registers.
-#define CHUNKS (HEAD_DIM > 96 ? 16 : (HEAD_DIM + 15) / 16 * 2)
-#define IS_SWIZZLED (CHUNKS % 8 == 0)
-#define STRIDE (IS_SWIZZLED ? CHUNKS : CHUNKS + 1)
-#define K_STEPS (CHUNKS / 2)
-#define DECODE_KEYS (HEAD_DIM > 64 ? 16 : 32)
-#define TILE_BYTES(rows) ((rows) * STRIDE * 16)
+// A warp's tile of keys of the decode body: within a page.
+#define DECODE_KEYS (HEAD_DIM > 64 && !KV_F8 ? 16 : 32)
 #define SUM_STRIDE (HEAD_DIM + 8)
 
 struct Operands {
     const bf16_t* __restrict__ q;
-    const bf16_t* __restrict__ k_cache;
-    const bf16_t* __restrict__ v_cache;
+    const KV_T* __restrict__ k_cache;
+    const KV_T* __restrict__ v_cache;
     const i32_t* __restrict__ block_tables;
     const i32_t* __restrict__ list;
     i32_t* counters;
     float* partials;
     bf16_t* __restrict__ out;
     int num_rows, num_kv_heads, group, num_blocks, num_seqs, max_blocks, max_items, max_slots;
-    float scale;  // above 0, times log2(e)
-    u32_t flip;   // the sign bits of two elements of q where the scale is negative
+    float scale;    // above 0, times log2(e) and what keys are to be multiplied by
+    float v_scale;  // what values are to be multiplied by
+    u32_t flip;     // the sign bits of two elements of q where the scale is negative
 };
 
 // Where a packed row of an item lies in q and out, or -1 outside of the batch.
@@ -124,10 +120,6 @@ __device__ __forceinline__ void take_next(const Operands& o, bool is_first, Take
 
 // ---- keys and values into shared memory ----
 
-__device__ __forceinline__ u32_t offset_of(int row, int chunk) {
-    return (row * STRIDE + (IS_SWIZZLED ? chunk ^ (row & 7) : chunk)) * 16;
-}
-
 // threadIdx.x, but not known to stay the same, so that what follows from it is computed anew for each block of keys and
 // doesn't fill registers in between.
 __device__ __forceinline__ u32_t fleeting_thread() {
@@ -136,17 +128,11 @@ __device__ __forceinline__ u32_t fleeting_thread() {
     return thread;
 }
 
-// Where this lane points ldmatrix at in a tile: 16 rows by 16 elements. `by_rows` gives the four 8x8 tiles in the order
-// rows, then elements (Q; V transposed), otherwise elements, then rows (K).
-__device__ __forceinline__ u32_t lane_base(u32_t tile, bool by_rows) {
+// Where this lane points ldmatrix at in a tile: 16 rows by two chunks. `by_rows` gives the four 8x8 tiles in the order
+// rows, then chunks (Q; V transposed), otherwise chunks, then rows (K).
+template <typename T> __device__ __forceinline__ u32_t lane_base(u32_t tile, bool by_rows) {
     const int lane = fleeting_thread() & 31, low = lane >> 3 & 1, high = lane >> 4;
-    return tile + offset_of((by_rows ? low : high) * 8 + (lane & 7), by_rows ? high : low);
-}
-
-// The same from `row` (a multiple of 8) and 16 * step elements on. Tiles begin at multiples of a row's bytes, so a
-// chunk's number stands in bits of its own of the address.
-__device__ __forceinline__ u32_t fragment_at(u32_t base, int row, int step) {
-    return (IS_SWIZZLED ? base ^ (step * 32) : base + step * 32) + TILE_BYTES(row);
+    return tile + T::offset((by_rows ? low : high) * 8 + (lane & 7), by_rows ? high : low);
 }
 
 // The block of a key, or -1 for one that isn't there; what follows the context is not looked at.
@@ -179,27 +165,27 @@ __device__ __forceinline__ void load_keys(const Operands& o, const Item& item, i
                                           u32_t thread, u32_t keys, u32_t values) {
     const i64_t start = (((i64_t)max(block, 0) * o.num_kv_heads + head) * PAGE + key % PAGE) * HEAD_DIM;
     const int num_keys = block < 0 ? 0 : item.end - key;
-    const auto load = [&](const bf16_t* k, const bf16_t* v, int row, int chunk) {
-        const bool is_valid = row < num_keys && chunk * 8 < HEAD_DIM;
-        const u32_t to = offset_of(row, chunk);
+    const auto load = [&](const KV_T* k, const KV_T* v, int row, int chunk) {
+        const bool is_valid = row < num_keys && chunk * KV_LEN < HEAD_DIM;
+        const u32_t to = KvRows::offset(row, chunk);
         cp_async16(keys + to, k, is_valid);
         cp_async16(values + to, v, is_valid);
     };
-    if constexpr (THREADS % CHUNKS == 0) {
+    if constexpr (THREADS % KV_CHUNKS == 0) {
         // A thread keeps its chunk, and its rows lie a constant apart.
-        constexpr int ROWS = THREADS / CHUNKS;
-        const u32_t row = thread / CHUNKS, chunk = thread % CHUNKS;
+        constexpr int ROWS = THREADS / KV_CHUNKS;
+        const u32_t row = thread / KV_CHUNKS, chunk = thread % KV_CHUNKS;
         if (ROWS > KEYS && row >= KEYS) return;
-        const i64_t from = start + (row * HEAD_DIM + chunk * 8);
-        const bf16_t *k = o.k_cache + from, *v = o.v_cache + from;
+        const i64_t from = start + (row * HEAD_DIM + chunk * KV_LEN);
+        const KV_T *k = o.k_cache + from, *v = o.v_cache + from;
 #pragma unroll
         for (int i = 0; i < KEYS; i += ROWS) load(k + i * HEAD_DIM, v + i * HEAD_DIM, row + i, chunk);
     } else {
 #pragma unroll
-        for (int i = 0; i < KEYS * CHUNKS; i += THREADS) {
-            const u32_t row = (i + thread) / CHUNKS, chunk = (i + thread) % CHUNKS;
-            if (KEYS * CHUNKS % THREADS != 0 && row >= KEYS) break;
-            const i64_t from = start + (row * HEAD_DIM + chunk * 8);
+        for (int i = 0; i < KEYS * KV_CHUNKS; i += THREADS) {
+            const u32_t row = (i + thread) / KV_CHUNKS, chunk = (i + thread) % KV_CHUNKS;
+            if (KEYS * KV_CHUNKS % THREADS != 0 && row >= KEYS) break;
+            const i64_t from = start + (row * HEAD_DIM + chunk * KV_LEN);
             load(o.k_cache + from, o.v_cache + from, row, chunk);
         }
     }
@@ -247,7 +233,7 @@ __device__ __forceinline__ void merge_splits(const Operands& o, const Item& item
             total += weight * of.y;
         }
         total = warp_sum(total);
-        for (int i = lane; i < num; i += 32) weights[row * num + i] *= total > 0.0f ? 1.0f / total : 0.0f;
+        for (int i = lane; i < num; i += 32) weights[row * num + i] *= total > 0.0f ? V_SCALE(o) / total : 0.0f;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < item.count * (HEAD_DIM / 4); i += NUM_THREADS) {

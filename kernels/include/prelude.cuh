@@ -178,13 +178,14 @@ __device__ __forceinline__ void widen_f8x4(u32_t x, u32_t& low, u32_t& high) {
         : "=r"(low), "=r"(high)
         : "r"(x));
 #else
-    // Bytes to the upper halves of f16s, which have the same subnormals under an exponent bias larger by 8.
+    // Cards without FP8 are refused where products are launched; this keeps the kernels whole for them. Bytes go to the upper
+    // halves of f16s, which have the same subnormals under an exponent bias larger by 8; NaN becomes 480.
     const auto widen = [](u32_t bytes) {
-        const u32_t bits = (bytes & 0x80008000u) | (bytes & 0x7f007f00u) >> 1;
         u32_t y;
-        asm volatile("mul.f16x2 %0, %1, %2;" : "=r"(y) : "r"(bits), "r"(0x5c005c00u));
-        // 480 would be what is no number.
-        return y | ((y & 0x7fff0000u) == 0x5f800000u ? 0x7fff0000u : 0u) | ((y & 0x7fffu) == 0x5f80u ? 0x7fffu : 0u);
+        asm volatile("mul.f16x2 %0, %1, %2;"
+                     : "=r"(y)
+                     : "r"((bytes & 0x80008000u) | (bytes & 0x7f007f00u) >> 1), "r"(0x5c005c00u));
+        return y;
     };
     low = widen(__byte_perm(x, 0, 0x1404));
     high = widen(__byte_perm(x, 0, 0x3424));

@@ -72,6 +72,8 @@ pub(crate) struct Attention<'a, Q, E> {
     /// Whether the last row sees all keys, the one before it all but one, and so on; otherwise each row sees all.
     pub(crate) is_causal: bool,
     pub(crate) scale: f32,
+    /// What mixed values are multiplied by.
+    pub(crate) value_scale: f32,
     pub(crate) sequences: &'a [Sequence<'a>],
     /// `[n, num_heads * head_dim]`
     pub(crate) out: &'a SharedOut<'a>,
@@ -144,6 +146,7 @@ impl<Q: SimdElement, E: SimdElement> Attention<'_, Q, E> {
             num_kv_heads: self.num_kv_heads,
             kv_head: task.kv_head,
             head_dim,
+            value_scale: self.value_scale,
             group,
             first_seen,
             more_seen,

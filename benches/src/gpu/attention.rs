@@ -1,6 +1,7 @@
 //! Attention over the paged cache, and within pictures.
 
 use foveal_device::{DType, Tensor};
+use foveal_kernels::KvScales;
 use foveal_kernels::paged_attention::{PagedAttention, Plan, Work, paged_attention, plan, work_size};
 use foveal_kernels::varlen_attention::{VarlenAttention, varlen_attention};
 
@@ -107,6 +108,7 @@ fn paged(bench: &mut Bench, op: &str, shape: &str, sequences: &[Sequence]) -> an
         let args = PagedAttention {
             q: q.view(),
             layout: LAYOUT,
+            kv_scales: KvScales::ONE,
             k_cache: k_caches.view(i)?,
             v_cache: v_caches.view(i)?,
             cu_seqlens: cu_seqlens.view(),

@@ -86,6 +86,7 @@ impl Attention {
             PagedAttention {
                 q: heads(&ws.q, n, [settings.num_attention_heads, settings.head_dim])?,
                 layout: step.layout,
+                kv_scales: KvScales::ONE,
                 k_cache: cache.k.view(),
                 v_cache: cache.v.view(),
                 cu_seqlens: step.batch.cu_seqlens,

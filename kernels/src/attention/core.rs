@@ -20,6 +20,8 @@ pub(super) struct Core<'a, E> {
     pub(super) num_kv_heads: usize,
     pub(super) kv_head: usize,
     pub(super) head_dim: usize,
+    /// What mixed values are multiplied by.
+    pub(super) value_scale: f32,
     /// Rows (heads) per query.
     pub(super) group: usize,
     /// Keys that the first query sees.
@@ -143,7 +145,7 @@ impl<E: SimdElement> Core<'_, E> {
         let Scratch { sum, out, .. } = &mut *self.scratch;
         for (sum, out) in sum.iter().zip(out.chunks_exact_mut(vectors)) {
             let [total, ..] = simd.sums([simd.load(sum); 4]);
-            let factor = simd.splat(1.0 / total);
+            let factor = simd.splat(self.value_scale / total);
             for out in out {
                 simd.store(simd.mul(simd.load(out), factor), out);
             }

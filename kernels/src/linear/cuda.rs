@@ -17,6 +17,8 @@ const MAX_GEMV_ROWS: usize = 8;
 
 /// Rows of activations, and of a group of weights, in a tile of the kernel's tensor-core instruction.
 const TILE_ROWS: usize = 8;
+/// The first cards with FP8.
+const MIN_F8_CAPABILITY: (u32, u32) = (8, 9);
 /// Stacked weights of one launch.
 const MAX_PARTS: usize = 3;
 /// Bytes of the kernel's loads of activations and weights.
@@ -88,12 +90,19 @@ fn num_rows(part: &View<'_>) -> usize {
 
 impl Linear<'_> {
     /// Shapes and element types, as CUDA takes them.
-    fn check(&self) -> Result<Product, OpError> {
+    fn check(&self, stream: &CudaStream) -> Result<Product, OpError> {
         let [m, k] = OP.rank("x", self.x.shape())?;
         self.check_scales(m, k)?;
         let x = self.x.dtype();
         if !matches!(x, DType::F32 | DType::BF16 | DType::F8E4M3) {
             return Err(OP.bad_dtype("x", x, "bf16, f8_e4m3 or f32 on CUDA"));
+        }
+        if x == DType::F8E4M3 && stream.compute_capability() < MIN_F8_CAPABILITY {
+            return Err(OP.bad_dtype(
+                "x",
+                x,
+                "bf16 or f32: this GPU multiplies no FP8, which begins with compute capability 8.9",
+            ));
         }
         let mut n = 0_usize;
         for part in self.weight {
@@ -129,7 +138,7 @@ impl Linear<'_> {
 }
 
 pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), OpError> {
-    let product = args.check()?;
+    let product = args.check(stream)?;
     if product.m == 0 || product.n == 0 {
         return Ok(());
     }
@@ -143,7 +152,7 @@ pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), Op
 }
 
 pub(super) fn tune(stream: &CudaStream, mut args: Linear<'_>, others: &[&[View<'_>]]) -> Result<(), OpError> {
-    let product = args.check()?;
+    let product = args.check(stream)?;
     if product.m == 0 || product.n == 0 || plan(product, stream.num_sms()).is_some() {
         return Ok(());
     }

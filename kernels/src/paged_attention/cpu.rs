@@ -5,7 +5,7 @@ use half::bf16;
 
 use super::{OP, PagedAttention, Sizes};
 use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
-use crate::real::with_real;
+use crate::real::with_stored;
 use crate::reals::FLOATS;
 use crate::shared_rows::SharedOut;
 use crate::simd::{Isa, SimdElement};
@@ -18,12 +18,12 @@ pub(super) fn paged_attention(
     args: PagedAttention<'_>,
     sizes: Sizes,
 ) -> Result<(), OpError> {
-    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, scale, mut out, .. } =
-        args;
+    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, mut out, .. } = args;
+    let (scale, value_scale) = (args.scale * args.kv_scales.k, args.kv_scales.v);
     let Sizes { num_heads, head_dim, .. } = sizes;
     let out = SharedOut::new(OP, &mut out, num_heads.saturating_mul(head_dim))?;
     let sequences = sequences(&cu_seqlens, &context_lens, &block_tables, layout.page, sizes)?;
-    let common = Common { isa, stream, num_heads, layout, scale, sequences: &sequences, out: &out };
+    let common = Common { isa, stream, num_heads, layout, scale, value_scale, sequences: &sequences, out: &out };
     match q.dtype() {
         DType::F32 => common.run::<f32>(OP.slice(&q)?, &k_cache, &v_cache),
         DType::BF16 => common.run::<bf16>(OP.slice(&q)?, &k_cache, &v_cache),
@@ -73,13 +73,14 @@ struct Common<'a> {
     num_heads: usize,
     layout: KvLayout,
     scale: f32,
+    value_scale: f32,
     sequences: &'a [Sequence<'a>],
     out: &'a SharedOut<'a>,
 }
 
 impl Common<'_> {
     fn run<Q: SimdElement>(&self, q: &[Q], k_cache: &View<'_>, v_cache: &View<'_>) -> Result<(), OpError> {
-        with_real!(self.layout.dtype, E => {
+        with_stored!(self.layout.dtype, E => {
             let (keys, values): (&[E], &[E]) = (OP.slice(k_cache)?, OP.slice(v_cache)?);
             let KvLayout { num_kv_heads, head_dim, .. } = self.layout;
             if q.is_empty() {
@@ -95,6 +96,7 @@ impl Common<'_> {
                 values,
                 is_causal: true,
                 scale: self.scale,
+                value_scale: self.value_scale,
                 sequences: self.sequences,
                 out: self.out,
             };

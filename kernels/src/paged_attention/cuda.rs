@@ -12,6 +12,7 @@ use crate::{KvLayout, OpError};
 const HEADERS: &[Header] = &[
     crate::cuda::PRELUDE,
     crate::cuda::ATTENTION,
+    Header { name: "kv_fragments.cuh", text: include_str!("../../include/kv_fragments.cuh") },
     Header { name: "paged_work.cuh", text: include_str!("../../include/paged_work.cuh") },
     Header { name: "paged_attention.cuh", text: include_str!("../../include/paged_attention.cuh") },
 ];
@@ -32,6 +33,7 @@ const SIGNS: u32 = 0x8000_8000;
 
 fn spec(tiles: Tiles, page: usize) -> KernelSpec {
     KernelSpec::new(&ATTENTION, "paged_attention_bf16")
+        .int("KV_F8", i64::from(tiles.is_f8))
         .int("HEAD_DIM", tiles.head_dim as i64)
         .int("PAGE", page as i64)
         .int("BLOCK_N", tiles.block_n as i64)
@@ -41,7 +43,7 @@ fn spec(tiles: Tiles, page: usize) -> KernelSpec {
 
 /// The tiles and the grid, which any batch has.
 fn grid(stream: &CudaStream, layout: KvLayout) -> (Tiles, usize) {
-    let tiles = Tiles::choose(layout.head_dim, stream.compute_capability());
+    let tiles = Tiles::choose(layout, stream.compute_capability());
     (tiles, stream.num_sms() as usize * tiles.ctas_per_sm)
 }
 
@@ -81,14 +83,23 @@ fn capacity(list: &View<'_>, counters: &View<'_>) -> (usize, usize) {
 
 pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, sizes: Sizes) -> Result<(), OpError> {
     let out = args.out.as_view();
-    for (arg, view) in [("q", &args.q), ("k_cache", &args.k_cache), ("v_cache", &args.v_cache), ("out", &out)] {
+    for (arg, view) in [("q", &args.q), ("out", &out)] {
         OP.dtype(arg, view.dtype(), DType::BF16, "bf16 on CUDA")?;
+    }
+    let is_f8 = args.layout.dtype == DType::F8E4M3;
+    if is_f8 && stream.compute_capability() < (8, 9) {
+        return Err(OP.bad_dtype("k_cache", args.layout.dtype, "bf16: FP8 begins with compute capability 8.9"));
+    }
+    if !is_f8 && args.layout.dtype != DType::BF16 {
+        return Err(OP.bad_dtype("k_cache", args.layout.dtype, "bf16 or f8_e4m3 on CUDA"));
     }
     if sizes.n == 0 || sizes.num_heads == 0 || sizes.head_dim == 0 {
         return Ok(());
     }
-    if !sizes.head_dim.is_multiple_of(8) || sizes.head_dim > MAX_HEAD_DIM {
-        let expected = "a head_dim that is a multiple of 8 up to 128, on CUDA".to_owned();
+    // Rows of keys are copied 16 bytes at a time.
+    let multiple = if is_f8 { 16 } else { 8 };
+    if !sizes.head_dim.is_multiple_of(multiple) || sizes.head_dim > MAX_HEAD_DIM {
+        let expected = format!("a head_dim that is a multiple of {multiple} up to 128, on CUDA");
         return Err(OP.bad_shape("q", args.q.shape(), expected));
     }
     for (arg, view) in [("q", &args.q), ("k_cache", &args.k_cache), ("v_cache", &args.v_cache), ("out", &out)] {
@@ -128,7 +139,7 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
     // The kernel's scale is a positive factor of powers of 2; a sign goes to the queries, and 0 to a scale so small
     // that all weights are alike.
-    let scale = (args.scale.abs() * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
+    let scale = (args.scale.abs() * args.kv_scales.k * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
     let flip = if args.scale.is_sign_negative() { SIGNS } else { 0 };
     let mut params = Args::new();
     params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
@@ -137,7 +148,7 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     params.usize_as_i32(sizes.num_heads / layout.num_kv_heads)?;
     params.usize_as_i32(sizes.num_blocks)?.usize_as_i32(sizes.num_seqs)?.usize_as_i32(sizes.max_blocks)?;
     params.usize_as_i32(num_items)?.usize_as_i32(num_slots)?;
-    params.f32(scale).u32(flip);
+    params.f32(scale).f32(args.kv_scales.v).u32(flip);
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
@@ -148,9 +159,20 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
 
 /// The variants of the published models, whose heads are of 128 elements, on each kind of card.
 pub(crate) fn variants() -> Vec<KernelSpec> {
-    let cards = [(8, 0), (8, 9), (9, 0)].map(|capability| Tiles::choose(MAX_HEAD_DIM, capability));
-    let attention = cards.map(|tiles| spec(tiles, KvLayout::DEFAULT_PAGE));
-    attention.into_iter().chain([LIST_SPEC]).collect()
+    let of = |dtype, capability| {
+        let layout = KvLayout { page: KvLayout::DEFAULT_PAGE, dtype, num_kv_heads: 8, head_dim: MAX_HEAD_DIM };
+        spec(Tiles::choose(layout, capability), layout.page)
+    };
+    let mut variants = vec![LIST_SPEC];
+    for (dtype, capability) in
+        [DType::BF16, DType::F8E4M3].into_iter().flat_map(|d| [(8, 0), (8, 9), (9, 0)].map(|c| (d, c)))
+    {
+        let variant = of(dtype, capability);
+        if !variants.contains(&variant) {
+            variants.push(variant);
+        }
+    }
+    variants
 }
 
 #[cfg(test)]
@@ -160,7 +182,6 @@ mod tests {
     #[test]
     fn variants_differ() {
         let variants = variants();
-        assert_eq!(variants.len(), 4);
         assert!(variants.iter().enumerate().all(|(i, a)| variants[..i].iter().all(|b| a != b)));
     }
 

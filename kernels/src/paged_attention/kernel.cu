@@ -1,7 +1,8 @@
 // paged_attention: causal attention of a flat batch over the paged cache. Row i of a sequence with l rows and a context
 // of c keys sees the keys j < c - l + i + 1; with g = h / group,
 //   out[i, h] = sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
-// q, out [num_rows, num_heads, HEAD_DIM] bf16, caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] bf16.
+// q, out [num_rows, num_heads, HEAD_DIM] bf16, caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] bf16 or FP8
+// (kv_fragments.cuh), whose scales are part of the scores' factor and of what sums are divided by.
 //
 // Mapping: a fixed grid of CTAS_PER_SM blocks per SM takes the items of the list that work_list.cu wrote, so the grid
 // does not depend on the batch. An item is a tile of packed rows (row * group + head in group, so that the heads of a
@@ -85,8 +86,8 @@ __device__ __forceinline__ void softmax(float (&s)[N][4], float scale, Rows& row
     for (int n = 0; n < N; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) s[n][i] = ex2(fmaf(s[n][i], scale, base[i >> 1]));
-        p[n / 2][n % 2 * 2] = pack_bf16x2(s[n][0], s[n][1]);
-        p[n / 2][n % 2 * 2 + 1] = pack_bf16x2(s[n][2], s[n][3]);
+        p[n / 2][n % 2 * 2] = pack_weights(s[n][0], s[n][1]);
+        p[n / 2][n % 2 * 2 + 1] = pack_weights(s[n][2], s[n][3]);
     }
 #pragma unroll
     for (int n = 0; n < N; ++n) {
@@ -103,21 +104,27 @@ __device__ __forceinline__ void softmax(float (&s)[N][4], float scale, Rows& row
 __device__ __forceinline__ void prefill_block(const Operands& o, const Item& item, u32_t q_base, u32_t keys,
                                               u32_t values, int key, bool is_masked, Rows (&rows)[2],
                                               float (&sums)[2][K_STEPS * 2][4]) {
-    const u32_t k_base = lane_base(keys, false), v_base = lane_base(values, true);
+    const u32_t k_base = lane_base<KvRows>(keys, false), v_base = lane_base<KvRows>(values, true);
     float s[2][BLOCK_N / 8][4] = {};
 #pragma unroll
-    for (int step = 0; step < K_STEPS; ++step) {
-        u32_t a[2][4];
-        ldmatrix_x4(a[0], fragment_at(q_base, 0, step));
-        ldmatrix_x4(a[1], fragment_at(q_base, 16, step));
+    for (int step = 0; step < K_STEPS / SUBSTEPS; ++step) {
+        u32_t a[SUBSTEPS][2][4];
+#pragma unroll
+        for (int sub = 0; sub < SUBSTEPS; ++sub) {
+            ldmatrix_x4(a[sub][0], QRows::fragment(q_base, 0, step * SUBSTEPS + sub));
+            ldmatrix_x4(a[sub][1], QRows::fragment(q_base, 16, step * SUBSTEPS + sub));
+        }
 #pragma unroll
         for (int n = 0; n < BLOCK_N / 16; ++n) {
-            u32_t b[4];
-            ldmatrix_x4(b, fragment_at(k_base, n * 16, step));
+            u32_t b[SUBSTEPS][4];
+            load_keys_fragment(b, KvRows::fragment(k_base, n * 16, step));
 #pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                mma_bf16(s[m][n * 2], a[m], b[0], b[1]);
-                mma_bf16(s[m][n * 2 + 1], a[m], b[2], b[3]);
+            for (int sub = 0; sub < SUBSTEPS; ++sub) {
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    mma_kv(s[m][n * 2], a[sub][m], b[sub][0], b[sub][1]);
+                    mma_kv(s[m][n * 2 + 1], a[sub][m], b[sub][2], b[sub][3]);
+                }
             }
         }
     }
@@ -131,13 +138,16 @@ __device__ __forceinline__ void prefill_block(const Operands& o, const Item& ite
 #pragma unroll
     for (int step = 0; step < BLOCK_N / 16; ++step) {
 #pragma unroll
-        for (int n = 0; n < K_STEPS; ++n) {
-            u32_t b[4];
-            ldmatrix_x4_trans(b, fragment_at(v_base, step * 16, n));
+        for (int n = 0; n < K_STEPS; n += SUBSTEPS) {
+            u32_t b[SUBSTEPS][4];
+            load_values_fragment(b, KvRows::fragment(v_base, step * 16, n / SUBSTEPS));
 #pragma unroll
-            for (int m = 0; m < 2; ++m) {
-                mma_bf16(sums[m][n * 2], p[m][step], b[0], b[1]);
-                mma_bf16(sums[m][n * 2 + 1], p[m][step], b[2], b[3]);
+            for (int sub = 0; sub < SUBSTEPS; ++sub) {
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    mma_kv(sums[m][(n + sub) * 2], p[m][step], b[sub][0], b[sub][1]);
+                    mma_kv(sums[m][(n + sub) * 2 + 1], p[m][step], b[sub][2], b[sub][3]);
+                }
             }
         }
     }
@@ -153,12 +163,13 @@ __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, 
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const float total = quad_sum(rows[m].total[half]);
-            const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+            const float inverse = total > 0.0f ? V_SCALE(o) / total : 0.0f;
             const int row = first + m * 16 + half * 8 + lane / 4;
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; ++n) {
-                *reinterpret_cast<u32_t*>(queries + offset_of(row, n) + (lane & 3) * 4) =
-                    pack_bf16x2(sums[m][n][half * 2] * inverse, sums[m][n][half * 2 + 1] * inverse);
+                const float2 sum = columns_of(sums[m], n, half);
+                *reinterpret_cast<u32_t*>(queries + place_of_columns(row, n)) =
+                    pack_bf16x2(sum.x * inverse, sum.y * inverse);
             }
         }
     }
@@ -168,7 +179,7 @@ __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, 
         const i64_t place = place_of(o, item, head, row);
         if (place < 0) continue;
         *reinterpret_cast<int4*>(o.out + place + chunk * 8) =
-            *reinterpret_cast<const int4*>(queries + offset_of(row, chunk));
+            *reinterpret_cast<const int4*>(queries + QRows::offset(row, chunk));
     }
 }
 
@@ -184,10 +195,10 @@ __device__ __forceinline__ void store_partial(const Operands& o, const Item& ite
             const int row = (threadIdx.x & ~31) + m * 16 + half * 8 + lane / 4;
             if (row >= item.count) continue;
             if ((lane & 3) == 0) *total_of(o, slot, row) = make_float2(rows[m].max[half], total);
-            float* to = sums_of(o, slot, row) + (lane & 3) * 2;
+            float* to = sums_of(o, slot, row);
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; ++n) {
-                *reinterpret_cast<float2*>(to + n * 8) = make_float2(sums[m][n][half * 2], sums[m][n][half * 2 + 1]);
+                *reinterpret_cast<float2*>(to + column_of(n)) = columns_of(sums[m], n, half);
             }
         }
     }
@@ -199,8 +210,8 @@ __device__ __forceinline__ void load_block(const Operands& o, const Item& item, 
 #pragma unroll
     for (int i = 0; i < BLOCK_N / 32; ++i) {
         const int block = blocks[i] < o.num_blocks && key + i * 32 < item.end ? blocks[i] : -1;
-        load_keys<32, NUM_THREADS>(o, item, head, block, key + i * 32, thread, stage + TILE_BYTES(i * 32),
-                                   stage + TILE_BYTES(BLOCK_N + i * 32));
+        load_keys<32, NUM_THREADS>(o, item, head, block, key + i * 32, thread, stage + KvRows::bytes(i * 32),
+                                   stage + KvRows::bytes(BLOCK_N + i * 32));
     }
 }
 
@@ -208,20 +219,29 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
     const Item& item = turn.now.item;
     const int& head = turn.now.head;
     const int first = threadIdx.x & ~31;
-    const u32_t queries = shared_address(shared), stages = queries + TILE_BYTES(TILE_ROWS);
+    const u32_t queries = shared_address(shared), stages = queries + QRows::bytes(TILE_ROWS);
     const int num_rows = (item.count + 31) / 32 * 32;
-    for (int i = threadIdx.x; i < num_rows * CHUNKS; i += NUM_THREADS) {
-        const int row = i / CHUNKS, chunk = i % CHUNKS;
+    for (int i = threadIdx.x; i < num_rows * Q_CHUNKS; i += NUM_THREADS) {
+        const int row = i / Q_CHUNKS, chunk = i % Q_CHUNKS;
         const i64_t place = place_of(o, item, head, row);
         const bool is_valid = place >= 0 && chunk * 8 < HEAD_DIM;
         const bf16_t* from = o.q + (is_valid ? place + chunk * 8 : 0);
-        if (o.flip == 0) {
-            cp_async16(queries + offset_of(row, chunk), from, is_valid);
-        } else {
-            int4 x = is_valid ? *reinterpret_cast<const int4*>(from) : int4{0, 0, 0, 0};
-            x.x ^= o.flip, x.y ^= o.flip, x.z ^= o.flip, x.w ^= o.flip;
-            *reinterpret_cast<int4*>(shared + offset_of(row, chunk)) = x;
+        if (!KV_F8 && o.flip == 0) {
+            cp_async16(queries + QRows::offset(row, chunk), from, is_valid);
+            continue;
         }
+        int4 x = is_valid ? *reinterpret_cast<const int4*>(from) : int4{0, 0, 0, 0};
+        x.x ^= o.flip, x.y ^= o.flip, x.z ^= o.flip, x.w ^= o.flip;
+#if KV_F8
+        // In the order of the keys: of eight pairs, 2t and 2t + 1 are words t and t + 4.
+        u32_t* to = reinterpret_cast<u32_t*>(shared + QRows::offset(row, chunk & ~1));
+        u32_t* to_second = reinterpret_cast<u32_t*>(shared + QRows::offset(row, chunk | 1));
+        const int first = chunk % 2 * 2;
+        to[first] = query_pair(x.x), to_second[first] = query_pair(x.y);
+        to[first + 1] = query_pair(x.z), to_second[first + 1] = query_pair(x.w);
+#else
+        *reinterpret_cast<int4*>(shared + QRows::offset(row, chunk)) = x;
+#endif
     }
     if (threadIdx.x < BLOCK_N / 32) turn.blocks[0][threadIdx.x] = block_of(o, item, item.begin + threadIdx.x * 32);
     fetch_blocks(o, item, item.begin + BLOCK_N, turn.blocks[1]);
@@ -239,15 +259,15 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
         rows[i >> 1].max[i & 1] = -INFINITY_F;
         rows[i >> 1].total[i & 1] = 0.0f;
     }
-    u32_t q_base = lane_base(queries + TILE_BYTES(first), true);
+    u32_t q_base = lane_base<QRows>(queries + QRows::bytes(first), true);
     for (int key = item.begin; key < item.end; key += BLOCK_N) {
         const bool is_odd = (key - item.begin) / BLOCK_N % 2 == 1;
-        const u32_t stage = stages + (is_odd ? TILE_BYTES(2 * BLOCK_N) : 0);
+        const u32_t stage = stages + (is_odd ? KvRows::bytes(2 * BLOCK_N) : 0);
         cp_async_wait<0>();
         // The block is in, and every warp is through with the one before.
         __syncthreads();
         if (key + BLOCK_N < item.end) {
-            const u32_t other = stages + (is_odd ? 0 : TILE_BYTES(2 * BLOCK_N));
+            const u32_t other = stages + (is_odd ? 0 : KvRows::bytes(2 * BLOCK_N));
             load_block(o, item, head, turn.blocks[!is_odd], key + BLOCK_N, other);
             fetch_blocks(o, item, key + 2 * BLOCK_N, turn.blocks[is_odd]);
         }
@@ -257,7 +277,7 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
         const Seen seen = turn.seen[first / 32];
         if (key < seen.most) {
             const bool is_masked = key + BLOCK_N > seen.fewest;
-            prefill_block(o, item, q_base, stage, stage + TILE_BYTES(BLOCK_N), key, is_masked, rows, sums);
+            prefill_block(o, item, q_base, stage, stage + KvRows::bytes(BLOCK_N), key, is_masked, rows, sums);
         }
     }
     // Of an item without keys, the first block is still on its way.
@@ -278,16 +298,19 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
 __device__ __forceinline__ void decode_tile(const Operands& o, const Item& item, const u32_t (&q)[K_STEPS][4],
                                             u32_t keys, u32_t values, int key, bool is_masked, Rows& rows,
                                             float (&sums)[K_STEPS * 2][4]) {
-    const u32_t k_base = lane_base(keys, false), v_base = lane_base(values, true);
+    const u32_t k_base = lane_base<KvRows>(keys, false), v_base = lane_base<KvRows>(values, true);
     float s[DECODE_KEYS / 8][4] = {};
 #pragma unroll
-    for (int step = 0; step < K_STEPS; ++step) {
+    for (int step = 0; step < K_STEPS / SUBSTEPS; ++step) {
 #pragma unroll
         for (int n = 0; n < DECODE_KEYS / 16; ++n) {
-            u32_t b[4];
-            ldmatrix_x4(b, fragment_at(k_base, n * 16, step));
-            mma_bf16(s[n * 2], q[step], b[0], b[1]);
-            mma_bf16(s[n * 2 + 1], q[step], b[2], b[3]);
+            u32_t b[SUBSTEPS][4];
+            load_keys_fragment(b, KvRows::fragment(k_base, n * 16, step));
+#pragma unroll
+            for (int sub = 0; sub < SUBSTEPS; ++sub) {
+                mma_kv(s[n * 2], q[step * SUBSTEPS + sub], b[sub][0], b[sub][1]);
+                mma_kv(s[n * 2 + 1], q[step * SUBSTEPS + sub], b[sub][2], b[sub][3]);
+            }
         }
     }
     if (is_masked) mask(o, item, 0, key, s);
@@ -296,11 +319,14 @@ __device__ __forceinline__ void decode_tile(const Operands& o, const Item& item,
 #pragma unroll
     for (int step = 0; step < DECODE_KEYS / 16; ++step) {
 #pragma unroll
-        for (int n = 0; n < K_STEPS; ++n) {
-            u32_t b[4];
-            ldmatrix_x4_trans(b, fragment_at(v_base, step * 16, n));
-            mma_bf16(sums[n * 2], p[step], b[0], b[1]);
-            mma_bf16(sums[n * 2 + 1], p[step], b[2], b[3]);
+        for (int n = 0; n < K_STEPS; n += SUBSTEPS) {
+            u32_t b[SUBSTEPS][4];
+            load_values_fragment(b, KvRows::fragment(v_base, step * 16, n / SUBSTEPS));
+#pragma unroll
+            for (int sub = 0; sub < SUBSTEPS; ++sub) {
+                mma_kv(sums[(n + sub) * 2], p[step], b[sub][0], b[sub][1]);
+                mma_kv(sums[(n + sub) * 2 + 1], p[step], b[sub][2], b[sub][3]);
+            }
         }
     }
 }
@@ -317,8 +343,7 @@ __device__ __forceinline__ void store_decode(const Operands& o, const Item& item
         if ((lane & 3) == 0) totals[row] = make_float2(rows.max[half], total);
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; ++n) {
-            *reinterpret_cast<float2*>(shared + row * SUM_STRIDE + n * 8 + (lane & 3) * 2) =
-                make_float2(sums[n][half * 2], sums[n][half * 2 + 1]);
+            *reinterpret_cast<float2*>(shared + row * SUM_STRIDE + column_of(n)) = columns_of(sums, n, half);
         }
     }
     __syncthreads();
@@ -346,7 +371,7 @@ __device__ __forceinline__ void store_decode(const Operands& o, const Item& item
             continue;
         }
         const i64_t place = place_of(o, item, head, row);
-        const float inverse = total > 0.0f ? 1.0f / total : 0.0f;
+        const float inverse = total > 0.0f ? V_SCALE(o) / total : 0.0f;
         if (place < 0) continue;
         *reinterpret_cast<uint2*>(o.out + place + column) = make_uint2(pack_bf16x2(sum.x * inverse, sum.y * inverse),
                                                                        pack_bf16x2(sum.z * inverse, sum.w * inverse));
@@ -356,11 +381,11 @@ __device__ __forceinline__ void store_decode(const Operands& o, const Item& item
 __device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shared) {
     const Item& item = turn.now.item;
     const int& head = turn.now.head;
-    constexpr int STEP = NUM_WARPS * DECODE_KEYS, STAGE_BYTES = TILE_BYTES(2 * DECODE_KEYS);
+    constexpr int STEP = NUM_WARPS * DECODE_KEYS, STAGE_BYTES = KvRows::bytes(2 * DECODE_KEYS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u32_t ring = shared_address(shared) + warp * DECODE_STAGES * STAGE_BYTES;
     const auto load = [&](int block, int key, u32_t stage) {
-        load_keys<DECODE_KEYS, 32>(o, item, head, block, key, lane, stage, stage + TILE_BYTES(DECODE_KEYS));
+        load_keys<DECODE_KEYS, 32>(o, item, head, block, key, lane, stage, stage + KvRows::bytes(DECODE_KEYS));
     };
     const int first_key = item.begin + warp * DECODE_KEYS;
     int blocks[DECODE_STAGES];
@@ -381,9 +406,11 @@ __device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shar
         const i64_t place = place_of(o, item, head, row);
 #pragma unroll
         for (int i = 0; i < K_STEPS * 2; ++i) {
-            const bool is_valid = place >= 0 && i * 8 < HEAD_DIM;
-            const bf16_t* from = o.q + (is_valid ? place + i * 8 + (lane & 3) * 2 : 0);
-            q[i / 2][i % 2 * 2 + half] = is_valid ? *reinterpret_cast<const u32_t*>(from) ^ o.flip : 0;
+            // The element that the instruction's k of this pair stands for.
+            const int t = lane & 3, at = KV_F8 ? i / 2 * 16 + t * 4 + i % 2 * 2 : i * 8 + t * 2;
+            const bool is_valid = place >= 0 && at < HEAD_DIM;
+            const bf16_t* from = o.q + (is_valid ? place + at : 0);
+            q[i / 2][i % 2 * 2 + half] = is_valid ? query_pair(*reinterpret_cast<const u32_t*>(from) ^ o.flip) : 0;
         }
     }
     const int fewest = limit_of(o, item, 0);
@@ -403,7 +430,7 @@ __device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shar
         }
         cp_async_commit();
         const u32_t at = ring + stage * STAGE_BYTES;
-        decode_tile(o, item, q, at, at + TILE_BYTES(DECODE_KEYS), key, key + DECODE_KEYS > fewest, rows, sums);
+        decode_tile(o, item, q, at, at + KvRows::bytes(DECODE_KEYS), key, key + DECODE_KEYS > fewest, rows, sums);
         stage = stage == DECODE_STAGES - 1 ? 0 : stage + 1;
     }
     // The rings become room for the warps' sums.
@@ -416,17 +443,18 @@ __device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shar
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
-    paged_attention_bf16(const bf16_t* __restrict__ q, const bf16_t* __restrict__ k_cache,
-                         const bf16_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
+    paged_attention_bf16(const bf16_t* __restrict__ q, const KV_T* __restrict__ k_cache,
+                         const KV_T* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                          const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
                          bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
-                         int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip) {
+                         int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2,
+                         float v_scale, u32_t flip) {
     extern __shared__ __align__(256) u8_t shared[];
     // In shared memory rather than in registers, which the tiles' sums fill.
     __shared__ Turn turn;
     const Operands o = {q,          k_cache,   v_cache,    block_tables, list,         counters, partials,
                         out,        num_rows,  num_kv_heads, group,      num_blocks,   num_seqs, max_blocks,
-                        max_items,  max_slots, scale_log2, flip};
+                        max_items,  max_slots, scale_log2, v_scale, flip};
     if (threadIdx.x == 0) {
         // With no more items than blocks each block has its one, and nothing is counted.
         turn.is_counted = (i64_t)(list[NUM_PREFILL] + list[NUM_DECODE]) * num_kv_heads > gridDim.x;

@@ -5,7 +5,7 @@
 //!
 //! # Equation
 //! Row `i` of a sequence with `l` rows and a context of `c` tokens is its token `t = c - l + i`;
-//! `out[i, h] = Σ_{j <= t} softmax_j(scale * q[i, h] · K[j, g]) * V[j, g]` with `g = h / (num_heads / num_kv_heads)`.
+//! `out[i, h] = Σ_{j <= t} softmax_j(scale * q[i, h] · K[j, g]) * V[j, g]`, K and V times their [`KvScales`], with `g = h / (num_heads / num_kv_heads)`.
 //!
 //! # Shapes
 //! `q [n, num_heads, head_dim]`, `k_cache` and `v_cache [num_blocks, num_kv_heads, page, head_dim]`,
@@ -14,9 +14,9 @@
 //! the blocks of any sequence beyond its context.
 //!
 //! # Dtypes and layout
-//! `q` and `out` f32 or bf16, the cache f32, bf16 or f16 as its [`KvLayout`] says, the rest i32. Row-major and
-//! contiguous; `page` is a multiple of 32. On CUDA `q`, `out` and the cache are bf16 and aligned to 16 bytes, and
-//! `head_dim` is a multiple of 8 up to 128.
+//! `q` and `out` f32 or bf16, the cache f32, bf16, f16 or f8_e4m3 as its [`KvLayout`] says, the rest i32. Row-major and
+//! contiguous; `page` is a multiple of 32. On CUDA `q` and `out` are bf16, the cache bf16 or f8_e4m3, all aligned to 16 bytes,
+//! and `head_dim` is a multiple of 8 (16 for f8_e4m3) up to 128.
 //!
 //! # Numerics
 //! Float32 throughout, rounded once into `out`. On the CPU the softmax is online, over blocks of 32 tokens counted from
@@ -24,6 +24,9 @@
 //! the order of elements and tokens. A row's bits depend on its query and the keys and values that it sees, not on the
 //! chunks in which a prompt is prefilled, the rest of the batch, the page size, the blocks' places or the threads; a
 //! key that it doesn't see may even be NaN.
+//!
+//! FP8 keys and values are widened exactly and multiplied by their scales where scores and sums are float32. On CUDA queries
+//! become f16 for it, which holds every bf16 between 2^-14 and 65504 in size exactly, and weights f16.
 //!
 //! On CUDA scores, maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their way into the
 //! product with the values (their total is not): an output is off by 2^-8 of the weighted sum of its values' magnitudes
@@ -47,7 +50,7 @@ use foveal_device::{DType, Stream, View, ViewMut};
 use crate::attention::KEY_BLOCK;
 use crate::check::Op;
 use crate::simd::Isa;
-use crate::{KvLayout, OpError};
+use crate::{KvLayout, KvScales, OpError};
 
 pub(crate) use cuda::variants;
 pub use plan::{WorkSize, work_size};
@@ -62,6 +65,8 @@ pub struct PagedAttention<'a> {
     pub q: View<'a>,
     /// How the cache lies; `num_heads` is any multiple of `num_kv_heads`.
     pub layout: KvLayout,
+    /// What keys and values are to be multiplied by.
+    pub kv_scales: KvScales,
     /// Keys, `[num_blocks, num_kv_heads, page, head_dim]`; those of this batch are written already.
     pub k_cache: View<'a>,
     /// Values, alike.
@@ -124,6 +129,7 @@ impl PagedAttention<'_> {
     /// Shapes, and the element types that don't depend on the device.
     fn check(&self) -> Result<Sizes, OpError> {
         let layout = self.layout;
+        self.kv_scales.check(OP)?;
         let [n, num_heads, head_dim] = OP.rank("q", self.q.shape())?;
         let num_blocks = self.check_cache()?;
         let expected = format!("[n, a multiple of {}, {}]", layout.num_kv_heads, layout.head_dim);

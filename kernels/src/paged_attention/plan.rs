@@ -1,5 +1,7 @@
 //! What is chosen before a launch: tiles by the head and the card, and sizes of the memory that a step lends.
 
+use foveal_device::DType;
+
 use crate::KvLayout;
 
 /// Packed rows (a row of a sequence times a query head of its group) of a prefill tile: `TILE_ROWS` of the kernels.
@@ -63,6 +65,8 @@ fn slot_len(head_dim: usize) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiles {
     pub(super) head_dim: usize,
+    /// Pages hold FP8, else bf16.
+    pub(super) is_f8: bool,
     /// Keys of a block of the prefill body, of which two are in shared memory.
     pub(super) block_n: usize,
     /// Tiles of keys in the ring of each warp of the decode body.
@@ -73,11 +77,15 @@ pub(super) struct Tiles {
 impl Tiles {
     /// The best that the card's shared memory holds: two blocks per multiprocessor, so that one's softmax runs beside
     /// the other's products; then wide blocks of keys and deep rings. One block of anything fits every card.
-    pub(super) fn choose(head_dim: usize, compute_capability: (u32, u32)) -> Self {
-        // Widths below 128 leave no registers for wide blocks; 128 itself, whose addresses are simpler, does.
-        let most_keys = if head_dim > 80 && head_dim < 128 { 32 } else { 64 };
+    pub(super) fn choose(layout: KvLayout, compute_capability: (u32, u32)) -> Self {
+        let KvLayout { head_dim, dtype, .. } = layout;
+        let is_f8 = dtype == DType::F8E4M3;
+        // Widths below 128 leave no registers for wide blocks; 128 itself, whose addresses are simpler, does. Nor does FP8,
+        // which is widened.
+        let most_keys = if is_f8 || (head_dim > 80 && head_dim < 128) { 32 } else { 64 };
         let tiles = |(block_n, decode_stages, ctas_per_sm): (usize, _, _)| Self {
             head_dim,
+            is_f8,
             block_n: block_n.min(most_keys),
             decode_stages,
             ctas_per_sm,
@@ -96,13 +104,15 @@ impl Tiles {
     /// Dynamic shared memory of a block: the larger of the two bodies', the merge of the warps' sums and that of
     /// splits.
     pub(super) const fn shared_bytes(self) -> usize {
-        let chunks = if self.head_dim > 96 { 16 } else { self.head_dim.div_ceil(16) * 2 };
-        // Rows are swizzled, or padded to an odd number of chunks.
-        let row_bytes = if chunks.is_multiple_of(8) { chunks * 16 } else { (chunks + 1) * 16 };
-        let decode_keys = if self.head_dim > 64 { 16 } else { 32 };
+        // Chunks of 16 bytes: pairs of them of keys and values, of queries as many elements in two bytes each.
+        let of_pair = if self.is_f8 { 32 } else { 16 };
+        let kv_chunks = if self.head_dim > 96 { 256 / of_pair } else { self.head_dim.div_ceil(of_pair) * 2 };
+        let q_chunks = if self.is_f8 { 2 * kv_chunks } else { kv_chunks };
+        let (q_bytes, kv_bytes) = (row_bytes(q_chunks), row_bytes(kv_chunks));
+        let decode_keys = if self.head_dim > 64 && !self.is_f8 { 16 } else { 32 };
         let sizes = [
-            (TILE_ROWS + 4 * self.block_n) * row_bytes,
-            NUM_WARPS * self.decode_stages * 2 * decode_keys * row_bytes,
+            TILE_ROWS * q_bytes + 4 * self.block_n * kv_bytes,
+            NUM_WARPS * self.decode_stages * 2 * decode_keys * kv_bytes,
             NUM_WARPS * UNIT_ROWS * (self.head_dim + 8 + 2) * size_of::<f32>(),
             TILE_ROWS * MAX_SPLITS * size_of::<f32>(),
         ];
@@ -116,6 +126,11 @@ impl Tiles {
         }
         most
     }
+}
+
+/// Rows are swizzled, or padded to an odd number of chunks.
+const fn row_bytes(chunks: usize) -> usize {
+    if chunks.is_multiple_of(8) { chunks * 16 } else { (chunks + 1) * 16 }
 }
 
 /// The most pieces of a tile: `MAX_SPLITS` of the list's kernel.
@@ -144,7 +159,7 @@ mod tests {
     #[test]
     fn two_blocks_per_multiprocessor_where_they_fit() {
         let cut = |head_dim, capability| {
-            let tiles = Tiles::choose(head_dim, capability);
+            let tiles = Tiles::choose(KvLayout { head_dim, ..LAYOUT }, capability);
             (tiles.block_n, tiles.decode_stages, tiles.ctas_per_sm, tiles.shared_bytes() >> 10)
         };
         assert_eq!(cut(128, (9, 0)), (64, 3, 2, 96));
@@ -157,13 +172,16 @@ mod tests {
         assert_eq!(cut(64, (12, 0)), (64, 3, 1, 96));
         assert_eq!(cut(120, (9, 0)), (32, 3, 2, 96));
         // Rows of 10 chunks, padded to 11.
-        assert_eq!(Tiles::choose(80, (9, 0)).shared_bytes(), (128 + 256) * 11 * 16);
+        assert_eq!(Tiles::choose(KvLayout { head_dim: 80, ..LAYOUT }, (9, 0)).shared_bytes(), (128 + 256) * 11 * 16);
     }
 
     #[test]
     fn one_block_fits_every_card() {
         // The least that a block can have on sm_80 and later: 99 KiB.
-        let all = (8..=128).step_by(8).flat_map(|d| [(8, 0), (8, 9), (9, 0), (12, 0)].map(|cc| Tiles::choose(d, cc)));
+        let all = (8..=128).step_by(8).flat_map(|d| {
+            let layouts = [DType::BF16, DType::F8E4M3].map(|dtype| KvLayout { dtype, head_dim: d, ..LAYOUT });
+            layouts.into_iter().flat_map(|layout| [(8, 0), (8, 9), (9, 0), (12, 0)].map(|cc| Tiles::choose(layout, cc)))
+        });
         assert!({ all }.all(|tiles| tiles.shared_bytes() <= 99 << 10));
     }
 

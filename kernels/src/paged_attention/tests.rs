@@ -25,13 +25,18 @@ fn every_type_and_shape_agrees_with_float64(device: &Device) {
     let (f32, bf16, f16) = (DType::F32, DType::BF16, DType::F16);
     let is_cuda = device.is_cuda();
     let activations: &[DType] = if is_cuda { &[bf16] } else { &[f32, bf16] };
-    let caches: &[DType] = if is_cuda { &[bf16] } else { &[f32, bf16, f16] };
+    let f8 = DType::F8E4M3;
+    let caches: &[DType] = if is_cuda { &[bf16, f8] } else { &[f32, bf16, f16, f8] };
     for (lens, [group, num_kv_heads, head_dim, page]) in shapes {
         if is_cuda && head_dim % 8 != 0 {
             continue;
         }
         for &q in activations {
             for &cache in caches {
+                // Of an FP8 cache a GPU takes heads of whole chunks of 16 bytes.
+                if is_cuda && cache == f8 && head_dim % 16 != 0 {
+                    continue;
+                }
                 for &out in activations {
                     let kind = Kind { q, cache, out, group, num_kv_heads, head_dim, page };
                     Problem::new(device, kind, lens).check(device);
@@ -42,28 +47,35 @@ fn every_type_and_shape_agrees_with_float64(device: &Device) {
 }
 
 fn a_real_prompt_agrees_with_float64(device: &Device) {
-    Problem::new(device, Kind { num_kv_heads: 8, head_dim: 128, ..kind(device) }, &[150]).check(device);
+    for cache in [DType::BF16, DType::F8E4M3] {
+        Problem::new(device, Kind { cache, num_kv_heads: 8, head_dim: 128, ..kind(device) }, &[150]).check(device);
+    }
 }
 
 fn groups_and_widths_of_heads_agree_with_float64(device: &Device) {
     // A chunk of several tiles, decode rows and a short chunk; heads that fill tensor-core tiles and heads that don't.
     let step = vec![(0, 70..150), (1, 0..1), (2, 29..33), (3, 64..65), (0, 149..150)];
     for group in [1, 2, 4, 5, 7, 8, 17] {
-        for head_dim in [64, 128] {
-            let kind = Kind { group, head_dim, ..kind(device) };
+        for (head_dim, cache) in [64, 128].into_iter().flat_map(|d| [(d, DType::BF16), (d, DType::F8E4M3)]) {
+            let kind = Kind { group, head_dim, cache, ..kind(device) };
             Problem::new(device, kind, &[150, 1, 33, 65]).check_step(device, &step);
         }
     }
     for head_dim in (8..128).step_by(8) {
         let kind = Kind { group: 4, num_kv_heads: 1, head_dim, ..kind(device) };
         Problem::new(device, kind, &[150, 1, 33, 65]).check_step(device, &step);
+        if head_dim % 16 == 0 {
+            let kind = Kind { cache: DType::F8E4M3, ..kind };
+            Problem::new(device, kind, &[150, 1, 33, 65]).check_step(device, &step);
+        }
     }
 }
 
 fn long_contexts_agree_with_float64(device: &Device) {
     // On a GPU, their keys are split over blocks.
-    for (group, head_dim, page) in [(4, 128, 32), (8, 64, 96), (7, 128, 64)] {
-        let problem = Problem::new(device, Kind { group, head_dim, page, ..kind(device) }, &[3000, 2500, 1]);
+    let (bf16, f8) = (DType::BF16, DType::F8E4M3);
+    for (group, head_dim, page, cache) in [(4, 128, 32, bf16), (8, 64, 96, f8), (8, 64, 96, bf16), (7, 128, 64, f8)] {
+        let problem = Problem::new(device, Kind { group, head_dim, page, cache, ..kind(device) }, &[3000, 2500, 1]);
         problem.check_step(device, &vec![(0, 2999..3000)]);
         problem.check_step(device, &vec![(0, 2998..3000), (2, 0..1), (1, 2499..2500)]);
         problem.check_step(device, &vec![(1, 2400..2500), (0, 2999..3000), (0, 900..920)]);
@@ -109,8 +121,8 @@ fn a_scale_of_any_sign_is_taken(device: &Device) {
 }
 
 fn what_lies_beyond_the_context_does_not_matter(device: &Device) {
-    for head_dim in [24, 64] {
-        let mut problem = Problem::new(device, Kind { head_dim, ..kind(device) }, &[70]);
+    for (head_dim, cache_dtype) in [(24, DType::BF16), (64, DType::BF16), (64, DType::F8E4M3), (128, DType::F8E4M3)] {
+        let mut problem = Problem::new(device, Kind { head_dim, cache: cache_dtype, ..kind(device) }, &[70]);
         let steps: [Step; 2] = [vec![(0, 0..37)], vec![(0, 36..37)]];
         let expected = steps.each_ref().map(|step| problem.step(device, step, None));
         let (page, num_kv_heads) = (problem.layout.page, problem.layout.num_kv_heads);
@@ -121,7 +133,7 @@ fn what_lies_beyond_the_context_does_not_matter(device: &Device) {
                 let row = (block * num_kv_heads + head) * page + token % page;
                 spoilt[row * head_dim..(row + 1) * head_dim].fill(nothing);
             }
-            *cache = store(device, &spoilt, DType::BF16, cache.shape());
+            *cache = store(device, &spoilt, cache_dtype, cache.shape());
         }
         for (step, expected) in steps.iter().zip(&expected) {
             assert_bitwise_equal(&problem.step(device, step, None), expected);
@@ -146,7 +158,7 @@ fn later_tokens_are_not_seen_even_where_they_are_infinite(device: &Device) {
 #[test]
 fn instruction_sets_agree_bitwise_where_they_fuse() {
     let device = Device::cpu(2).unwrap();
-    for cache in [DType::F32, DType::BF16, DType::F16] {
+    for cache in [DType::F32, DType::BF16, DType::F16, DType::F8E4M3] {
         let problem = Problem::new(&device, Kind { cache, ..KIND }, &[50, 1, 77]);
         let expected = problem.plain(&device, &problem.whole());
         for isa in Isa::all() {

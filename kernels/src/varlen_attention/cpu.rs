@@ -43,6 +43,7 @@ pub(super) fn run(isa: Isa, stream: &Stream, args: VarlenAttention<'_>, sizes: S
             values: &qkv[2 * row_len..],
             is_causal: false,
             scale,
+            value_scale: 1.0,
             sequences: &sequences,
             out: &out,
         };

@@ -5,7 +5,7 @@ use foveal_device::{DType, Device, Tensor};
 use super::super::{PagedAttention, Plan, paged_attention, plan};
 use super::problem::{Kind, Lent, Problem, kind};
 use crate::testing::{blamed, device_tests, gpu, load, tensor, values as numbers};
-use crate::{KvLayout, OpError};
+use crate::{KvLayout, KvScales, OpError};
 
 device_tests!(cpu: [
     values_out_of_range_are_refused_with_their_place,
@@ -17,6 +17,7 @@ device_tests!(cpu: [
 struct Operands {
     q: (DType, Vec<usize>),
     layout: KvLayout,
+    kv_scales: KvScales,
     k_cache: (DType, Vec<usize>),
     v_cache: (DType, Vec<usize>),
     cu_seqlens: Vec<i32>,
@@ -31,6 +32,7 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
     let mut o = Operands {
         q: (kind(device).q, vec![4, 4, 8]),
         layout,
+        kv_scales: KvScales::ONE,
         k_cache: (DType::BF16, layout.cache_shape(3).to_vec()),
         v_cache: (DType::BF16, layout.cache_shape(3).to_vec()),
         cu_seqlens: vec![0, 2, 4],
@@ -50,6 +52,7 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
     let args = PagedAttention {
         q: q.view(),
         layout: o.layout,
+        kv_scales: o.kv_scales,
         k_cache: k_cache.view(),
         v_cache: v_cache.view(),
         cu_seqlens: cu_seqlens.view(),
@@ -172,6 +175,7 @@ fn cuda_keeps_within_bounds_whatever_the_list() {
         let args = PagedAttention {
             q: q.view(),
             layout,
+            kv_scales: KvScales::ONE,
             k_cache: cache.view(),
             v_cache: cache.view(),
             cu_seqlens: cu_seqlens.view(),
