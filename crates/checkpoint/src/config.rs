@@ -10,7 +10,7 @@ mod vision;
 
 pub use family::Family;
 pub use generation::GenerationConfig;
-pub use quantization::QuantizationConfig;
+pub use quantization::{Fp8Config, LayerQuantization, QuantizationConfig};
 pub use tensors::TensorSpec;
 pub use text::{LayerType, MoeConfig, TextConfig};
 pub use vision::{NormKind, VisionConfig, VisionTensorNames, WindowConfig};
@@ -23,6 +23,12 @@ use crate::{CheckpointError, ModelFolder};
 use fields::Fields;
 
 const FILE: &str = "config.json";
+/// Where ModelOpt says how it quantised, if `config.json` doesn't.
+const MODELOPT_FILE: &str = "hf_quant_config.json";
+
+/// What works where a quantised checkpoint doesn't.
+const QUANTISED_INSTEAD: &str = "FP8 (e4m3) with scales per tensor, per channel or in 128x128 blocks works, and so does \
+                                 the bf16 checkpoint of the same model (its name has no FP8, AWQ or GPTQ)";
 
 /// An element-wise function between two linear layers, by the names of `config.json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,16 +84,26 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` of a model folder.
+    /// Reads `config.json` of a model folder, and `hf_quant_config.json` where only that says how the weights are
+    /// quantised.
     ///
     /// # Errors
-    /// [`CheckpointError::MissingFile`], [`CheckpointError::Unreadable`] and what [`ModelConfig::from_json`] says.
+    /// [`CheckpointError::MissingFile`], [`CheckpointError::Unreadable`] and what [`ModelConfig::from_json`] says, of
+    /// either file.
     pub fn load(folder: &ModelFolder) -> Result<Self, CheckpointError> {
         let file = folder.locate(FILE);
         let Some(bytes) = folder.file(FILE)? else {
             return Err(CheckpointError::MissingFile { file, purpose: "the model's architecture" });
         };
-        Self::from_json(&bytes, &file)
+        let mut config = Self::from_json(&bytes, &file)?;
+        if config.quantization.is_none()
+            && let Some(value) = folder.json(MODELOPT_FILE)?
+        {
+            let file = folder.locate(MODELOPT_FILE);
+            let root = Fields::root(&value, &file)?;
+            config.quantization = Some(QuantizationConfig::parse_modelopt_file(&root)?);
+        }
+        Ok(config)
     }
 
     /// Reads the bytes of a `config.json`; `location` is how errors name it.
@@ -138,7 +154,8 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses by name what this version can't run: experts, recurrent layers, quantised weights, unusual settings.
+    /// Refuses by name what this version can't run: experts, recurrent layers, weights quantised to
+    /// anything but FP8 (e4m3), unusual settings.
     /// Call it before anything is loaded; `inspect` can do without.
     ///
     /// # Errors
@@ -157,9 +174,8 @@ impl ModelConfig {
                 "a dense Qwen3-VL (2B, 4B, 8B, 32B) works",
             );
         }
-        if let Some(quantization) = &self.quantization {
-            let feature = format!("quantisation by `{}`", quantization.quant_method);
-            return refuse(feature, "the bf16 checkpoint of the same model works (its name has no FP8, AWQ or GPTQ)");
+        if let Some(feature) = self.quantization.as_ref().and_then(QuantizationConfig::unsupported) {
+            return refuse(feature, QUANTISED_INSTEAD);
         }
         if self.text.layer_types.contains(&LayerType::SlidingAttention) {
             return refuse("sliding-window attention".to_owned(), "a checkpoint with use_sliding_window false works");

@@ -167,6 +167,58 @@ pub enum CheckpointError {
         /// The type in the file.
         got: String,
     },
+    /// An FP8 weight stands without its scales.
+    #[error("{file}: {tensor} holds FP8 elements, and its scales are missing: there is no {scale}")]
+    MissingScale {
+        /// The file with the weight.
+        file: String,
+        /// The weight, as the file spells it.
+        tensor: String,
+        /// The names that its scales could have, in the canonical spelling.
+        scale: String,
+    },
+    /// A tensor of scales has a shape that no kind of scale has.
+    #[error(
+        "{file}: {tensor} has shape {got:?}; scales of a weight {weight:?} have one element (per tensor), {} (per \
+         channel) or {blocks:?} (128x128 blocks)",
+        weight[0]
+    )]
+    WrongScaleShape {
+        /// The file.
+        file: String,
+        /// The tensor of scales, as the file spells it.
+        tensor: String,
+        /// The shape of the weight.
+        weight: [usize; 2],
+        /// The shape of scales in blocks.
+        blocks: [usize; 2],
+        /// The shape in the file.
+        got: Vec<usize>,
+    },
+    /// A scale is a number that nothing can be scaled by.
+    #[error("{file}: element {index} of {tensor} is {got}; a scale is finite and above 0")]
+    BadScale {
+        /// The file.
+        file: String,
+        /// The tensor of scales, as the file spells it.
+        tensor: String,
+        /// Which of its elements, row-major.
+        index: usize,
+        /// The element.
+        got: f32,
+    },
+    /// A layer's tensors are those of another FP8 format than the config's.
+    #[error("{file}: {tensor} is there, which makes the layer's scales `{got}`; expected `{expected}`")]
+    FormatMismatch {
+        /// The file.
+        file: String,
+        /// The tensor of scales that decides, as the file spells it.
+        tensor: String,
+        /// The scales that the config promises.
+        expected: String,
+        /// The scales that the tensors have.
+        got: String,
+    },
     /// The folder holds tensors that the model has no place for.
     #[error("{location} holds {} tensor(s) that the config has no place for: {}", tensors.len(), first_few(tensors))]
     SurplusTensors {

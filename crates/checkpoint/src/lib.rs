@@ -5,7 +5,8 @@
 //! into one table of settings that one decoder and one vision tower serve; what this version can't run is refused by
 //! name in [`ModelConfig::ensure_supported`]. [`WeightSource`] maps the safetensors files without copying them, brings
 //! the tensor names of every generation to one spelling, and checks each tensor against the shape that its user
-//! expects; [`WeightSource::finish`] then names what nobody asked for.
+//! expects; [`WeightSource::finish`] then names what nobody asked for. [`WeightScope::linear_format`] tells whether a
+//! linear layer is in FP8, and gives its scales.
 //!
 //! ```
 //! use foveal_checkpoint::{ModelConfig, ModelFolder, WeightSource, prefix};
@@ -28,13 +29,17 @@ mod config;
 mod error;
 mod folder;
 mod formula;
+mod fp8;
 mod weights;
 
 pub use config::{
-    Activation, Family, GenerationConfig, LayerType, ModelConfig, MoeConfig, NormKind, QuantizationConfig, TensorSpec,
-    TextConfig, VisionConfig, VisionTensorNames, WindowConfig,
+    Activation, Family, Fp8Config, GenerationConfig, LayerQuantization, LayerType, ModelConfig, MoeConfig, NormKind,
+    QuantizationConfig, TensorSpec, TextConfig, VisionConfig, VisionTensorNames, WindowConfig,
 };
 pub use error::CheckpointError;
 pub use folder::ModelFolder;
 pub use formula::Formula;
+pub use fp8::{
+    FP8_BLOCK, Fp8Format, Fp8Scheme, InputScale, InputScaleKind, LinearFormat, WeightScaleKind, WeightScales,
+};
 pub use weights::{Component, ComponentSummary, HostTensor, Part, TensorInfo, WeightScope, WeightSource, prefix};

@@ -1,5 +1,6 @@
 //! Where tensors come from: mapped files, memory, or a formula.
 
+mod format;
 mod made;
 mod map;
 mod names;
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use foveal_device::{DType, SharedBytes, Tensor};
 use safetensors::Dtype;
 
-use crate::{CheckpointError, Formula};
+use crate::{CheckpointError, Formula, Fp8Config, QuantizationConfig};
 pub(crate) use made::AlignedBytes;
 
 type Progress = Box<dyn Fn(u64, u64) + Send + Sync>;
@@ -35,6 +36,8 @@ pub struct WeightSource {
     total_bytes: u64,
     taken: Mutex<Taken>,
     progress: Option<Progress>,
+    /// The scales that the config promises for FP8 layers, where it was asked.
+    promised: Option<Fp8Config>,
 }
 
 /// One tensor, not yet looked at.
@@ -64,7 +67,14 @@ struct Taken {
 
 impl WeightSource {
     fn new(location: String) -> Self {
-        Self { location, entries: BTreeMap::new(), total_bytes: 0, taken: Mutex::default(), progress: None }
+        Self {
+            location,
+            entries: BTreeMap::new(),
+            total_bytes: 0,
+            taken: Mutex::default(),
+            progress: None,
+            promised: None,
+        }
     }
 
     fn insert(&mut self, entry: Entry) -> Result<(), CheckpointError> {
@@ -86,6 +96,13 @@ impl WeightSource {
     #[must_use]
     pub fn with_progress(mut self, on_progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.progress = Some(Box::new(on_progress));
+        self
+    }
+
+    /// Holds the scales of FP8 layers to what `config.json` says of them. Without it the tensors alone decide.
+    #[must_use]
+    pub fn with_quantization(mut self, quantization: Option<&QuantizationConfig>) -> Self {
+        self.promised = quantization.and_then(QuantizationConfig::fp8);
         self
     }
 
@@ -114,13 +131,18 @@ impl WeightSource {
     /// [`CheckpointError::MissingTensor`], [`CheckpointError::WrongShape`], [`CheckpointError::WrongDType`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
         let entry = self.entry(name, shape)?;
-        let dtype = match entry.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::BF16 => DType::BF16,
-            Dtype::F16 => DType::F16,
-            _ => return Err(entry.wrong_dtype("f32, bf16 or f16")),
-        };
-        self.take(name, entry, dtype)
+        self.take(name, entry, entry.float_dtype()?)
+    }
+
+    /// The FP8 (e4m3) tensor of this canonical name, which must have this shape: its elements without their scales,
+    /// which are [`WeightScope::linear_format`]'s. In place, as with [`WeightSource::get`].
+    ///
+    /// # Errors
+    /// As [`WeightSource::get`].
+    pub fn get_fp8(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
+        let entry = self.entry(name, shape)?;
+        entry.require_fp8()?;
+        self.take(name, entry, DType::F8E4M3)
     }
 
     /// The bytes of a tensor whose elements take one byte each (FP8, int8, packed 4-bit), as u8: for weight formats
@@ -169,13 +191,7 @@ impl WeightSource {
     }
 
     fn entry(&self, name: &str, shape: &[usize]) -> Result<&Entry, CheckpointError> {
-        let Some(entry) = self.entries.get(name) else {
-            return Err(CheckpointError::MissingTensor {
-                tensor: name.to_owned(),
-                location: self.location.clone(),
-                expected: shape.to_vec(),
-            });
-        };
+        let entry = self.entries.get(name).ok_or_else(|| self.missing(name, shape))?;
         if entry.shape != shape {
             return Err(CheckpointError::WrongShape {
                 file: entry.file.to_string(),
@@ -187,8 +203,15 @@ impl WeightSource {
         Ok(entry)
     }
 
+    fn missing(&self, name: &str, shape: &[usize]) -> CheckpointError {
+        let (tensor, location) = (name.to_owned(), self.location.clone());
+        CheckpointError::MissingTensor { tensor, location, expected: shape.to_vec() }
+    }
+
     fn take(&self, name: &str, entry: &Entry, dtype: DType) -> Result<Arc<Tensor>, CheckpointError> {
-        if let Some(tensor) = self.taken().tensors.get(name).and_then(Weak::upgrade) {
+        let held = self.taken().tensors.get(name).and_then(Weak::upgrade);
+        // Elements of one byte may be held as bytes, too.
+        if let Some(tensor) = held.filter(|tensor| tensor.dtype() == dtype) {
             return Ok(tensor);
         }
         let tensor = Arc::new(entry.tensor(dtype)?);
@@ -242,6 +265,20 @@ impl Entry {
         (**owner).as_ref().get(range.clone()).unwrap_or_default()
     }
 
+    /// The type of the elements, if it is one to compute with.
+    fn float_dtype(&self) -> Result<DType, CheckpointError> {
+        match self.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::BF16 => Ok(DType::BF16),
+            Dtype::F16 => Ok(DType::F16),
+            _ => Err(self.wrong_dtype("f32, bf16 or f16")),
+        }
+    }
+
+    fn require_fp8(&self) -> Result<(), CheckpointError> {
+        if self.dtype == Dtype::F8_E4M3 { Ok(()) } else { Err(self.wrong_dtype("f8_e4m3")) }
+    }
+
     fn wrong_dtype(&self, expected: &'static str) -> CheckpointError {
         CheckpointError::WrongDType {
             file: self.file.to_string(),
@@ -292,6 +329,14 @@ impl<'a> WeightScope<'a> {
     /// As [`WeightSource::get`].
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
         self.source.get(&self.full_name(name), shape)
+    }
+
+    /// [`WeightSource::get_fp8`] below this prefix.
+    ///
+    /// # Errors
+    /// As [`WeightSource::get_fp8`].
+    pub fn get_fp8(&self, name: &str, shape: &[usize]) -> Result<Arc<Tensor>, CheckpointError> {
+        self.source.get_fp8(&self.full_name(name), shape)
     }
 
     /// [`WeightSource::get_bytes`] below this prefix.

@@ -24,7 +24,7 @@ pub use built_in::built_in_model;
 pub use chat::Chat;
 pub use error::RuntimeError;
 pub use model::Model;
-pub use model_report::{ComponentReport, MemoryPlan, ModelReport, TensorReport};
+pub use model_report::{ComponentReport, MemoryPlan, ModelReport, ModuleReport, TensorReport};
 pub use options::{LoadFormat, ModelOptions};
 pub use parts::processor_settings;
 pub use picture::Picture;

@@ -1,8 +1,14 @@
 //! What a model folder holds and what it would take, from its config and the headers of its weight files alone.
 
+mod modules;
+
+pub use modules::ModuleReport;
+
 use std::collections::BTreeMap;
 
-use foveal_checkpoint::{CheckpointError, GenerationConfig, ModelConfig, ModelFolder, WeightSource, prefix};
+use foveal_checkpoint::{
+    CheckpointError, GenerationConfig, ModelConfig, ModelFolder, TensorSpec, WeightSource, prefix,
+};
 use foveal_device::DType;
 use foveal_engine::EngineError;
 use foveal_llm::{DecoderSettings, GenerationDefaults};
@@ -28,8 +34,12 @@ pub struct ModelReport {
     pub quantization: Option<String>,
     /// Tensors that hold scales of quantised weights.
     pub scales: usize,
+    /// Layers that have scales of keys and values, for a cache in FP8.
+    pub kv_scales: usize,
     /// What the parts take.
     pub components: Vec<ComponentReport>,
+    /// The matrices by kind, with their element types and scales.
+    pub modules: Vec<ModuleReport>,
     /// Every tensor, in the order of the names; empty unless it was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tensors: Vec<TensorReport>,
@@ -82,7 +92,11 @@ pub struct MemoryPlan {
 }
 
 /// Endings of the tensors that hold scales of quantised weights, activations or caches.
-const SCALE_SUFFIXES: [&str; 5] = ["weight_scale_inv", "weight_scale", "input_scale", "k_scale", "v_scale"];
+const SCALE_SUFFIXES: [&str; 2] = ["_scale_inv", "_scale"];
+
+fn is_scale(name: &str) -> bool {
+    SCALE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+}
 
 impl ModelReport {
     /// Looks at a folder. `max_model_len` is the conversation that the memory plan is made for, `None` the default of
@@ -94,7 +108,7 @@ impl ModelReport {
     pub fn of(folder: &ModelFolder, max_model_len: Option<usize>, list_tensors: bool) -> Result<Self, RuntimeError> {
         let config = ModelConfig::load(folder)?;
         let memory_len = self::max_model_len(folder, &config, max_model_len)?;
-        let weights = WeightSource::open(folder)?;
+        let weights = WeightSource::open(folder)?.with_quantization(config.quantization.as_ref());
         let unsupported = config.ensure_supported().err().map(|error| error.to_string());
         if unsupported.is_none() {
             DecoderSettings::new(&config).map_err(EngineError::from)?;
@@ -107,7 +121,6 @@ impl ModelReport {
             shape: info.shape.to_vec(),
             bytes: info.len_bytes,
         };
-        let is_scale = |name: &str| SCALE_SUFFIXES.iter().any(|suffix| name.ends_with(suffix));
         Ok(Self {
             model: folder.name().to_owned(),
             family: config.family.name(),
@@ -116,7 +129,11 @@ impl ModelReport {
             architecture: architecture(&config),
             quantization: config.quantization.as_ref().map(|quantization| quantization.quant_method.clone()),
             scales: weights.tensors().filter(|info| is_scale(info.name)).count(),
+            kv_scales: attentions(&config)
+                .filter(|name| matches!(weights.at(prefix::ALL).kv_scales(name), Ok(Some(_))))
+                .count(),
             components: components(&weights),
+            modules: modules::modules(&weights),
             tensors: if list_tensors { weights.tensors().map(tensor).collect() } else { Vec::new() },
             memory: memory_plan(&config, &weights, memory_len),
         })
@@ -126,7 +143,21 @@ impl ModelReport {
 /// The element types of weights that this version computes with.
 const FLOAT_DTYPES: [&str; 3] = ["f32", "bf16", "f16"];
 
-/// Every tensor of the config is there, has its shape and a type that can be computed with, and there is no other one.
+/// The decoder's attention layers, by their canonical names.
+fn attentions(config: &ModelConfig) -> impl Iterator<Item = String> {
+    (0..config.text.num_hidden_layers).map(|i| format!("{}.layers.{i}.self_attn", prefix::TEXT))
+}
+
+/// A linear layer of the decoder, whose weight may be in FP8: its name and shape.
+fn projection(spec: &TensorSpec) -> Option<(&str, [usize; 2])> {
+    let layer = spec.name.strip_suffix(".weight").filter(|name| name.ends_with("_proj"))?;
+    let is_decoders = layer.strip_prefix(prefix::TEXT)?.starts_with(".layers.");
+    let &[n, k] = spec.shape.as_slice() else { return None };
+    is_decoders.then_some((layer, [n, k]))
+}
+
+/// Every tensor of the config is there, has its shape and a type that can be computed with, FP8 weights have their
+/// scales, and there is no other tensor.
 fn check_tensors(config: &ModelConfig, weights: &WeightSource) -> Result<(), CheckpointError> {
     let infos: BTreeMap<&str, _> = weights.tensors().map(|info| (info.name, info)).collect();
     for spec in config.tensors()? {
@@ -141,11 +172,16 @@ fn check_tensors(config: &ModelConfig, weights: &WeightSource) -> Result<(), Che
         if *info.shape != *spec.shape {
             return Err(CheckpointError::WrongShape { file, tensor, expected: spec.shape, got: info.shape.to_vec() });
         }
-        if !FLOAT_DTYPES.contains(&info.dtype.as_str()) {
+        if let Some((layer, shape)) = projection(&spec) {
+            weights.at(prefix::ALL).linear_scheme(layer, shape)?;
+        } else if !FLOAT_DTYPES.contains(&info.dtype.as_str()) {
             let (expected, got) = ("f32, bf16 or f16", info.dtype.to_uppercase());
             return Err(CheckpointError::WrongDType { file, tensor, expected, got });
         }
         weights.skip(&spec.name);
+    }
+    for attention in attentions(config) {
+        weights.at(prefix::ALL).kv_scales(&attention)?;
     }
     if config.tie_word_embeddings {
         // Some checkpoints keep a copy of the table beside a tied head.

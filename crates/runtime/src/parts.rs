@@ -46,7 +46,7 @@ impl Parts {
             LoadFormat::Auto => WeightSource::open(folder)?,
             LoadFormat::Dummy { seed } => WeightSource::dummy(&config, seed)?,
         };
-        let weights = weights.with_progress(on_progress);
+        let weights = weights.with_quantization(config.quantization.as_ref()).with_progress(on_progress);
         Ok(Self { device, config, defaults, max_model_len, processor, normalisation, weights })
     }
 }

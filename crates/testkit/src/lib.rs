@@ -1,6 +1,7 @@
 //! What Foveal's tests share: comparators, the reference answers, and where the fixtures lie.
 //!
-//! It depends on no other crate of the workspace, so that every crate can test with it.
+//! It depends on no other crate of the workspace but `foveal-device`, for the element types, so that every crate above
+//! that one can test with it.
 //!
 //! ```
 //! use foveal_testkit::{Golden, assert_close};
@@ -17,6 +18,7 @@
 
 mod compare;
 mod fixtures;
+pub mod fp8;
 mod golden;
 
 pub use compare::{

@@ -21,7 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "runtime",
         &["types", "mrope", "device", "kernels", "checkpoint", "pinned", "processor", "vision", "llm", "engine"],
     ),
-    ("testkit", &[]),
+    ("testkit", &["device"]),
 ];
 
 /// Dependencies that only one crate may name, for its tests or its build script no less than for its code.

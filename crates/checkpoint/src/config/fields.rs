@@ -60,6 +60,12 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The objects that are this one's values, in their order.
+    pub(super) fn sections(&self) -> Result<Vec<Self>, CheckpointError> {
+        let keys = self.map.keys();
+        keys.map(|key| self.section(key)?.ok_or_else(|| self.bad(key, "an object"))).collect()
+    }
+
     /// A positive integer, if it is there.
     pub(super) fn size(&self, key: &str) -> Result<Option<usize>, CheckpointError> {
         let Some(value) = self.value(key) else { return Ok(None) };
@@ -108,6 +114,13 @@ impl<'a> Fields<'a> {
             Some(value) => as_id(value).map(|id| vec![id]),
         };
         list.ok_or_else(|| self.bad(key, "a token id or a list of token ids"))
+    }
+
+    /// A list of strings; empty when there is none.
+    pub(super) fn names(&self, key: &str) -> Result<Vec<String>, CheckpointError> {
+        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let list = value.as_array().and_then(|items| items.iter().map(|v| v.as_str().map(str::to_owned)).collect());
+        list.ok_or_else(|| self.bad(key, "a list of names"))
     }
 
     /// A finite number of at least `min`, if it is there.

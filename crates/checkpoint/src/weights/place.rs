@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Weak};
 
-use foveal_device::{CudaStream, DType, Device, Element, Tensor, ViewMut};
+use bytemuck::NoUninit;
+use foveal_device::{CudaStream, DType, Device, DeviceError, Element, Tensor, ViewMut};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
@@ -55,7 +56,19 @@ impl WeightScope<'_> {
     pub fn place(&self, device: &Device, parts: &[Part<'_>]) -> Result<Vec<Arc<Tensor>>, CheckpointError> {
         match device.stream().cuda() {
             None => parts.iter().map(|part| self.get(part.name, part.shape)).collect(),
-            Some(stream) => Ok(vec![self.place_on(device, stream, parts)?]),
+            Some(stream) => Ok(vec![self.place_on(device, stream, parts, DType::BF16)?]),
+        }
+    }
+
+    /// As [`WeightScope::place`] for FP8 weights, whose bytes stay as they are: on a GPU one FP8 tensor
+    /// `[sum of rows, row_len]`. Their scales are [`WeightScope::linear_format`]'s.
+    ///
+    /// # Errors
+    /// As [`super::WeightSource::get_fp8`], and [`CheckpointError::Device`] when the GPU's memory is short.
+    pub fn place_fp8(&self, device: &Device, parts: &[Part<'_>]) -> Result<Vec<Arc<Tensor>>, CheckpointError> {
+        match device.stream().cuda() {
+            None => parts.iter().map(|part| self.get_fp8(part.name, part.shape)).collect(),
+            Some(stream) => Ok(vec![self.place_on(device, stream, parts, DType::F8E4M3)?]),
         }
     }
 
@@ -66,7 +79,7 @@ impl WeightScope<'_> {
     pub fn place_one(&self, device: &Device, part: Part<'_>) -> Result<Arc<Tensor>, CheckpointError> {
         match device.stream().cuda() {
             None => self.get(part.name, part.shape),
-            Some(stream) => self.place_on(device, stream, &[part]),
+            Some(stream) => self.place_on(device, stream, &[part], DType::BF16),
         }
     }
 
@@ -80,7 +93,7 @@ impl WeightScope<'_> {
             return self.place_one(device, *part);
         }
         if let Some(stream) = device.stream().cuda() {
-            return self.place_on(device, stream, parts);
+            return self.place_on(device, stream, parts, DType::BF16);
         }
         let placed = self.place(device, parts)?;
         let mut values = Vec::new();
@@ -100,7 +113,7 @@ impl WeightScope<'_> {
         to_f32(&tensor).map_err(|source| self.device_error(name, source))
     }
 
-    fn device_error(&self, name: &str, source: foveal_device::DeviceError) -> CheckpointError {
+    fn device_error(&self, name: &str, source: DeviceError) -> CheckpointError {
         CheckpointError::Device { tensor: self.full_name(name), source }
     }
 
@@ -109,6 +122,7 @@ impl WeightScope<'_> {
         device: &Device,
         stream: &CudaStream,
         parts: &[Part<'_>],
+        dtype: DType,
     ) -> Result<Arc<Tensor>, CheckpointError> {
         let row_len = parts.first().map_or(0, |part| part.placed()[1]);
         let rows: usize = parts.iter().map(|part| part.placed()[0]).sum();
@@ -120,7 +134,7 @@ impl WeightScope<'_> {
             _ => &stacked,
         };
         let name = parts.first().map_or("", |part| part.name);
-        let mut tensor = Tensor::zeros(device, DType::BF16, dims).map_err(|source| self.device_error(name, source))?;
+        let mut tensor = Tensor::zeros(device, dtype, dims).map_err(|source| self.device_error(name, source))?;
         let mut first = 0;
         for part in parts {
             let entry = self.source.entry(&self.full_name(part.name), part.shape)?;
@@ -142,7 +156,7 @@ impl WeightScope<'_> {
 }
 
 impl Entry {
-    /// Writes the tensor as bfloat16 to rows of `placed_len` elements.
+    /// Writes the tensor to rows of `placed_len` elements: FP8 as it is to an FP8 tensor, floats as bfloat16.
     fn copy_to(
         &self,
         stream: &CudaStream,
@@ -151,6 +165,12 @@ impl Entry {
         to: &mut ViewMut<'_>,
     ) -> Result<(), CheckpointError> {
         let device = |source| CheckpointError::Device { tensor: self.written_name.clone(), source };
+        let is_fp8 = to.dtype() == DType::F8E4M3;
+        if is_fp8 {
+            self.require_fp8()?;
+        } else {
+            self.float_dtype()?;
+        }
         let (rows, row_len) = (part.rows(), part.row_len());
         let (owner, range) = match &self.storage {
             Storage::Formula(formula) => {
@@ -160,29 +180,53 @@ impl Entry {
             Storage::Shared { owner, range } => (owner, range),
         };
         let bytes = self.shared_bytes(owner, range);
-        if self.dtype == Dtype::BF16 && row_len == placed_len {
+        if (is_fp8 || self.dtype == Dtype::BF16) && row_len == placed_len {
             let own = to.reborrow().rows(0..rows).map_err(device)?;
             return stream.upload(bytes, own).map_err(device);
         }
-        // Converted or padded: some rows at a time, so that memory stays flat.
-        let element = self.dtype.bitsize() / 8;
-        let rows_at_once = (CHUNK_LEN / placed_len.max(1)).max(1);
-        let mut chunk: Vec<bf16> = Vec::new();
-        for (i, source) in bytes.chunks((rows_at_once * row_len * element).max(1)).enumerate() {
+        let row_bytes = row_len * (self.dtype.bitsize() / 8);
+        let rows = Rows { bytes, row_bytes, placed_len };
+        match self.dtype {
+            Dtype::F8_E4M3 => rows.upload(stream, to, |row, chunk| chunk.extend_from_slice(row)),
+            Dtype::F32 => rows.upload(stream, to, |row, chunk| chunk.extend(read::<f32>(row).map(bf16::from_f32))),
+            Dtype::F16 => {
+                let narrow = |x: f16| bf16::from_f32(x.to_f32());
+                rows.upload(stream, to, |row, chunk| chunk.extend(read::<f16>(row).map(narrow)))
+            }
+            _ => rows.upload(stream, to, |row, chunk| chunk.extend(read::<bf16>(row))),
+        }
+        .map_err(device)
+    }
+}
+
+/// Rows that are converted or padded on the way to a GPU.
+struct Rows<'a> {
+    bytes: &'a [u8],
+    /// Bytes of a row in the checkpoint, and elements that it has on the GPU.
+    row_bytes: usize,
+    placed_len: usize,
+}
+
+impl Rows<'_> {
+    /// Some rows at a time, so that memory stays flat; `convert` appends the elements of one.
+    fn upload<T: NoUninit + Default>(
+        &self,
+        stream: &CudaStream,
+        to: &mut ViewMut<'_>,
+        convert: impl Fn(&[u8], &mut Vec<T>),
+    ) -> Result<(), DeviceError> {
+        let placed_len = self.placed_len.max(1);
+        let rows_at_once = (CHUNK_LEN / placed_len).max(1);
+        let mut chunk: Vec<T> = Vec::new();
+        for (i, source) in self.bytes.chunks((rows_at_once * self.row_bytes).max(1)).enumerate() {
             chunk.clear();
-            for row in source.chunks((row_len * element).max(1)) {
-                match self.dtype {
-                    Dtype::BF16 => chunk.extend(read::<bf16>(row)),
-                    Dtype::F32 => chunk.extend(read::<f32>(row).map(bf16::from_f32)),
-                    Dtype::F16 => chunk.extend(read::<f16>(row).map(|x| bf16::from_f32(x.to_f32()))),
-                    _ => return Err(self.wrong_dtype("f32, bf16 or f16")),
-                }
-                chunk.resize(chunk.len().next_multiple_of(placed_len.max(1)), bf16::ZERO);
+            for row in source.chunks(self.row_bytes.max(1)) {
+                convert(row, &mut chunk);
+                chunk.resize(chunk.len().next_multiple_of(placed_len), T::default());
             }
             let start = i * rows_at_once;
-            let end = start + chunk.len() / placed_len.max(1);
-            let own = to.reborrow().rows(start..end).map_err(device)?;
-            stream.upload(bytemuck::cast_slice(&chunk), own).map_err(device)?;
+            let end = start + chunk.len() / placed_len;
+            stream.upload(bytemuck::cast_slice(&chunk), to.reborrow().rows(start..end)?)?;
         }
         Ok(())
     }
@@ -194,7 +238,7 @@ fn read<T: Element>(bytes: &[u8]) -> impl Iterator<Item = T> {
 }
 
 /// The elements of a float tensor of the host.
-fn to_f32(tensor: &Tensor) -> Result<Vec<f32>, foveal_device::DeviceError> {
+fn to_f32(tensor: &Tensor) -> Result<Vec<f32>, DeviceError> {
     let view = tensor.view();
     Ok(match tensor.dtype() {
         DType::BF16 => view.as_slice::<bf16>()?.iter().map(|x| x.to_f32()).collect(),

@@ -44,6 +44,8 @@ pub struct TensorInfo<'a> {
     pub name: &'a str,
     /// Its name in the file.
     pub written_name: &'a str,
+    /// The part that it belongs to.
+    pub component: Component,
     /// The file that it is in.
     pub file: &'a str,
     /// Its element type, as `bf16`.
@@ -73,6 +75,7 @@ impl WeightSource {
         self.entries.iter().map(|(name, entry)| TensorInfo {
             name,
             written_name: &entry.written_name,
+            component: Component::of(name),
             file: &entry.file,
             dtype: dtype_name(entry.dtype),
             shape: &entry.shape,
@@ -91,7 +94,7 @@ impl WeightSource {
     pub fn summary(&self) -> BTreeMap<Component, ComponentSummary> {
         let mut parts = BTreeMap::<_, ComponentSummary>::new();
         for tensor in self.tensors() {
-            let part = parts.entry(Component::of(tensor.name)).or_default();
+            let part = parts.entry(tensor.component).or_default();
             part.num_tensors += 1;
             part.num_parameters += tensor.shape.iter().map(|&d| d as u64).product::<u64>();
             part.len_bytes += tensor.len_bytes as u64;

@@ -126,8 +126,8 @@ fn what_this_version_can_not_run_is_refused_by_name() {
         set(&mut config, path, value);
         refusal(&config)
     };
-    let fp8 = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
-    assert_says(&changed("tiny", "quantization_config", fp8), &["quantisation by `fp8`", "bf16 checkpoint"]);
+    let awq = json!({"quant_method": "awq", "bits": 4, "zero_point": true});
+    assert_says(&changed("tiny", "quantization_config", awq), &["quantisation by `awq`", "bf16 checkpoint"]);
     let error = changed("tiny", "text_config.rope_parameters.rope_type", json!("yarn"));
     assert_says(&error, &["RoPE scaling of type `yarn`"]);
     let error = changed("tiny", "text_config.attention_bias", json!(true));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use foveal_checkpoint::{Activation, Family, GenerationConfig, ModelFolder, NormKind, QuantizationConfig};
+use foveal_checkpoint::{Activation, Family, GenerationConfig, ModelFolder, NormKind};
 use foveal_device::DType;
 use foveal_testkit::fixtures_dir;
 use serde_json::{Value, json};
@@ -107,23 +107,6 @@ fn vision_fields_that_were_never_written_have_their_defaults() {
     let vision = parse(&config).unwrap().vision;
     assert_eq!((vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads), (32, 1280, 5120, 16));
     assert_eq!((vision.patch_size, vision.temporal_patch_size, vision.spatial_merge_size), (14, 2, 2));
-}
-
-#[test]
-fn quantisation_is_read() {
-    let mut config = config_json("tiny");
-    config["quantization_config"] = json!({
-        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 64],
-        "modules_to_not_convert": ["lm_head", "model.visual.merger"]
-    });
-    let expected = QuantizationConfig {
-        quant_method: "fp8".to_owned(),
-        fmt: Some("e4m3".to_owned()),
-        activation_scheme: Some("dynamic".to_owned()),
-        weight_block_size: Some([128, 64]),
-        modules_to_not_convert: vec!["lm_head".to_owned(), "model.visual.merger".to_owned()],
-    };
-    assert_eq!(parse(&config).unwrap().quantization, Some(expected));
 }
 
 #[test]

@@ -2,12 +2,14 @@
 
 use std::fs;
 
-use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource, prefix};
+use foveal_checkpoint::{
+    CheckpointError, GenerationConfig, LinearFormat, ModelConfig, ModelFolder, WeightSource, prefix,
+};
 use foveal_device::DType;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::support::{Counting, config_json, folder, index, parse, safetensors_bytes};
+use crate::support::{Counting, config_json, folder, index, parse, safetensors_bytes, with_header};
 
 /// A change to a file.
 #[derive(Clone, Debug)]
@@ -60,8 +62,30 @@ fn exercise(weights: &WeightSource) {
             }
         }
     }
+    exercise_fp8(weights);
     let _ = weights.finish(&[prefix::ALL]);
     assert_eq!(weights.summary().values().map(|part| part.len_bytes).sum::<u64>(), weights.total_bytes());
+}
+
+fn exercise_fp8(weights: &WeightSource) {
+    let all = weights.at("");
+    for tensor in weights.tensors() {
+        if let (Some(module), &[n, k]) = (tensor.name.strip_suffix(".weight"), tensor.shape) {
+            let scheme = all.linear_scheme(module, [n, k]);
+            match (all.linear_format(module, [n, k]), scheme) {
+                (Ok(LinearFormat::Float), scheme) => assert_eq!(scheme, Ok(None)),
+                (Ok(LinearFormat::Fp8(format)), scheme) => assert_eq!(scheme, Ok(Some(format.scheme()))),
+                (Err(CheckpointError::BadScale { .. }), Ok(_)) => {}
+                (Err(error), scheme) => assert_eq!(scheme, Err(error)),
+            }
+            if let Ok(elements) = all.get_fp8(tensor.name, tensor.shape) {
+                assert_eq!(elements.len_bytes(), tensor.len_bytes);
+            }
+        }
+        if let Some((parent, _)) = tensor.name.rsplit_once('.') {
+            let _ = all.kv_scales(parent);
+        }
+    }
 }
 
 fn exercise_config(config: &ModelConfig) {
@@ -79,6 +103,38 @@ fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
             let path = format!("{at}/{key}");
             pointers(value, &path, out);
             out.push(path);
+        }
+    }
+}
+
+/// What a checkpoint may say of its quantisation.
+#[derive(Clone, Copy, Debug)]
+enum Section {
+    Official,
+    Compressed,
+    ModelOpt,
+}
+
+impl Section {
+    fn json(self) -> Value {
+        let float8 = json!({
+            "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128], "dynamic": true,
+            "group_size": 128, "symmetric": true
+        });
+        match self {
+            Self::Official => json!({
+                "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128],
+                "modules_to_not_convert": ["lm_head"]
+            }),
+            Self::Compressed => json!({
+                "quant_method": "compressed-tensors", "ignore": ["lm_head"], "kv_cache_scheme": float8,
+                "config_groups": {"group_0": {"weights": float8, "input_activations": float8}},
+                "sparsity_config": {"format": "dense"}
+            }),
+            Self::ModelOpt => json!({
+                "quant_method": "modelopt",
+                "quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+            }),
         }
     }
 }
@@ -119,6 +175,45 @@ proptest! {
         match WeightSource::open(&ModelFolder::open(dir.path()).unwrap()) {
             Ok(weights) => exercise(&weights),
             Err(error) => prop_assert!(error.to_string().contains("model.safetensors.index.json")),
+        }
+    }
+
+    #[test]
+    fn damaged_fp8_weights(damage in damage()) {
+        let header = br#"{"l.weight":{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]},"l.weight_scale":{"dtype":"BF16","shape":[2,1],"data_offsets":[6,10]},"l.input_scale":{"dtype":"F16","shape":[],"data_offsets":[10,12]},"a.k_scale":{"dtype":"F32","shape":[1],"data_offsets":[12,16]},"a.v_scale":{"dtype":"F32","shape":[],"data_offsets":[16,20]}}"#;
+        let mut bytes = with_header(header, 0);
+        bytes.extend([0x3F; 20]);
+        let dir = folder(&[("model.safetensors", &damaged(&bytes, &damage))]);
+        match WeightSource::open(&ModelFolder::open(dir.path()).unwrap()) {
+            Ok(weights) => exercise(&weights),
+            Err(error) => prop_assert!(error.to_string().contains("model.safetensors")),
+        }
+    }
+
+    #[test]
+    fn odd_quantisation(
+        section in prop::sample::select(&[Section::Official, Section::Compressed, Section::ModelOpt][..]),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), odd_value()), 1..4),
+        is_file in any::<bool>(),
+    ) {
+        let mut config = config_json("tiny");
+        let mut section = section.json();
+        for (at, value) in changes {
+            let mut paths = Vec::new();
+            pointers(&section, "", &mut paths);
+            if !paths.is_empty() {
+                let path: &String = at.get(&paths);
+                *section.pointer_mut(path).unwrap() = value;
+            }
+        }
+        let file = serde_json::to_vec(&section).unwrap();
+        let key = if is_file { "not_looked_at" } else { "quantization_config" };
+        config[key] = section;
+        let config = serde_json::to_vec(&config).unwrap();
+        let dir = folder(&[("config.json", &config), ("hf_quant_config.json", &file)]);
+        match ModelConfig::load(&ModelFolder::open(dir.path()).unwrap()) {
+            Ok(config) => exercise_config(&config),
+            Err(error) => prop_assert!(error.to_string().contains("quant"), "{error}"),
         }
     }
 

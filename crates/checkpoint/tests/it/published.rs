@@ -1,6 +1,8 @@
 //! The configs of the published checkpoints. Expected values were read off the files by hand.
 
-use foveal_checkpoint::{CheckpointError, Family, GenerationConfig, ModelFolder};
+use foveal_checkpoint::{
+    CheckpointError, Family, Fp8Config, GenerationConfig, InputScaleKind, ModelFolder, WeightScaleKind,
+};
 use foveal_testkit::test_assets;
 
 use crate::support::{assert_says, read_config};
@@ -75,7 +77,6 @@ fn the_rest_parses_and_is_refused_by_name() {
     let Some(assets) = test_assets() else { return };
     // hidden, layers, experts (0: dense), what the refusal names.
     let rows = [
-        ("Qwen3-VL-8B-Instruct-FP8", [4096, 36, 0], ["Qwen3-VL", "quantisation by `fp8`"]),
         ("Qwen3-VL-30B-A3B-Instruct", [2048, 48, 128], ["Qwen3-VL-MoE", "128 experts"]),
         ("Qwen3-VL-30B-A3B-Instruct-FP8", [2048, 48, 128], ["Qwen3-VL-MoE", "128 experts"]),
         ("Qwen3.5-0.8B", [1024, 24, 0], ["Qwen3.5", "linear-attention"]),
@@ -93,9 +94,22 @@ fn the_rest_parses_and_is_refused_by_name() {
         assert!(matches!(error, CheckpointError::Unsupported { .. }), "{model}");
         assert_says(&error, &parts);
     }
-    let fp8 = read_config(&assets.join("models/Qwen3-VL-8B-Instruct-FP8")).quantization.unwrap();
-    assert_eq!((fp8.fmt.as_deref(), fp8.weight_block_size), (Some("e4m3"), Some([128, 128])));
-    assert!(fp8.modules_to_not_convert.iter().any(|m| m == "lm_head"));
+}
+
+#[test]
+fn fp8_models_say_which_scales_they_have() {
+    let Some(assets) = test_assets() else { return };
+    let expected = Fp8Config { weight: WeightScaleKind::Block, input: Some(InputScaleKind::Dynamic) };
+    for (model, is_supported) in [("Qwen3-VL-8B-Instruct-FP8", true), ("Qwen3-VL-30B-A3B-Instruct-FP8", false)] {
+        let config = read_config(&assets.join("models").join(model));
+        assert_eq!(config.ensure_supported().is_ok(), is_supported, "{model}: only its experts are in the way");
+        let quantization = config.quantization.unwrap();
+        assert_eq!((quantization.quant_method.as_str(), quantization.fp8()), ("fp8", Some(expected)), "{model}");
+        assert!(!quantization.has_fp8_kv_cache);
+        for module in ["lm_head", "model.visual.merger.linear_fc1"] {
+            assert!(quantization.ignored_modules.iter().any(|ignored| ignored == module), "{model}: {module}");
+        }
+    }
 }
 
 #[test]

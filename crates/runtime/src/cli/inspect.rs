@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use foveal_runtime::ModelReport;
+use foveal_runtime::{ModelReport, ModuleReport};
 use indicatif::HumanBytes;
 
 use super::config::{InspectConfig, Output};
@@ -44,6 +44,9 @@ fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
     if let Some(method) = &report.quantization {
         writeln!(page, "  quantised by {method}, {} tensors of scales", report.scales)?;
     }
+    if report.kv_scales > 0 {
+        writeln!(page, "  scales of keys and values in {} layers", report.kv_scales)?;
+    }
     writeln!(page, "\nArchitecture")?;
     for (field, value) in &report.architecture {
         writeln!(page, "  {field:<34}{value}")?;
@@ -56,6 +59,7 @@ fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
         let dtypes = dtypes.join(", ");
         writeln!(page, "  {:<14}{:>8}{:>16}{bytes:>12}  {dtypes}", part.component, part.tensors, part.parameters)?;
     }
+    write_modules(page, &report.modules)?;
     if !report.tensors.is_empty() {
         writeln!(page)?;
     }
@@ -70,4 +74,20 @@ fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
     writeln!(page, "  {label:<34}{}", HumanBytes(memory.kv_cache_bytes))?;
     writeln!(page, "  {:<34}{}", "weights and KV cache together", HumanBytes(memory.total_bytes))?;
     writeln!(page, "  not counted: working memory of a step and of a picture, taken as it is used")
+}
+
+/// A line for each kind of matrix.
+fn write_modules(page: &mut String, modules: &[ModuleReport]) -> std::fmt::Result {
+    let width = modules.iter().map(|kind| kind.module.len()).max().unwrap_or_default();
+    writeln!(page, "\n  {:<14}{:<width$}{:>8}  {:<8} scales", "matrices", "module", "count", "dtype")?;
+    for kind in modules {
+        let scales = match (&kind.weight_scales, kind.input_scales) {
+            (Some(weight), Some(input)) => format!(" weight {weight}, input {input}"),
+            _ => String::new(),
+        };
+        let line =
+            format!("  {:<14}{:<width$}{:>8}  {:<8}{scales}", kind.component, kind.module, kind.count, kind.dtype);
+        writeln!(page, "{}", line.trim_end())?;
+    }
+    Ok(())
 }
