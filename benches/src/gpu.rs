@@ -22,3 +22,4 @@ pub use kernels::kernels;
 pub use load::load;
 pub use measure::Bench;
 pub use prefill::prefill;
+pub use session::ModelForm;

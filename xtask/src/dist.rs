@@ -36,6 +36,8 @@ const NEEDS_GPU: &[u8] = b"FOVEAL_REQUIRE_GPU";
 /// The package of benchmarks, and its program that measures a GPU.
 const BENCHES: &str = "foveal-benches";
 const GPU_BENCH: &str = "gpu";
+/// Its program that judges a form of a model.
+const ACCURACY: &str = "accuracy";
 
 /// The example that fills a folder with compiled kernels.
 const FILL: &str = "fill_cubins";
@@ -99,7 +101,7 @@ fn other_targets(has_bench: bool) -> Vec<&'static str> {
     let mut targets = vec!["--tests", "--example", FILL];
     targets.extend(TESTED.iter().flat_map(|package| ["--package", package]));
     if has_bench {
-        targets.extend(["--package", BENCHES, "--bin", GPU_BENCH]);
+        targets.extend(["--package", BENCHES, "--bin", GPU_BENCH, "--bin", ACCURACY]);
     } else {
         println!("{BENCHES} has no program `{GPU_BENCH}`: left out");
     }

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource, prefix};
 use foveal_device::{DType, Device, DeviceKind};
-use foveal_llm::{Decoder, GenerationDefaults};
+use foveal_llm::{Decoder, GenerationDefaults, Quantization, parse_kv_cache_dtype};
 use foveal_processor::Processor;
 use foveal_runtime::{LoadFormat, processor_settings};
 use foveal_vision::{Normalisation, VisionTower};
@@ -71,17 +71,20 @@ pub(super) struct Front {
 /// What the library is asked for beyond the folder.
 struct Settings {
     kv_dtype: DType,
+    quantization: Quantization,
 }
 
 impl ModelChoice {
     /// The one place where `quantization` and `kv_cache_dtype` become something that the library knows.
     fn settings(&self, device: &Device) -> anyhow::Result<Settings> {
-        for (option, value) in [("quantization", &self.quantization), ("kv-cache-dtype", &self.kv_cache_dtype)] {
-            if let Some(value) = value {
-                bail!("--{option} {value}: not available in this version");
-            }
-        }
-        Ok(Settings { kv_dtype: device.activation_dtype() })
+        let quantization = self.quantization.as_deref().map_or(Ok(Quantization::AsStored), str::parse);
+        let kv_dtype = self.kv_cache_dtype.as_deref().map_or(Ok(None), parse_kv_cache_dtype);
+        Ok(Settings {
+            quantization: quantization.map_err(|error| anyhow!("--quantization: {error}"))?,
+            kv_dtype: kv_dtype
+                .map_err(|error| anyhow!("--kv-cache-dtype: {error}"))?
+                .unwrap_or(device.activation_dtype()),
+        })
     }
 
     /// Whether the settings can be had, before anything is loaded.
@@ -97,17 +100,17 @@ impl ModelChoice {
     /// # Errors
     /// Of the folder, the settings or the device.
     pub(super) fn load(&self, device: &Device, scope: Scope) -> anyhow::Result<LoadedModel> {
-        let Settings { kv_dtype } = self.settings(device)?;
+        let Settings { kv_dtype, quantization } = self.settings(device)?;
         let folder = ModelFolder::open(&self.folder)?;
         let config = ModelConfig::load(&folder)?;
         config.ensure_supported()?;
         let weights = match self.load_format {
-            LoadFormat::Auto => WeightSource::open(&folder)?,
+            LoadFormat::Auto => WeightSource::open(&folder)?.with_quantization(config.quantization.as_ref()),
             LoadFormat::Dummy { seed } => WeightSource::dummy(&config, seed)?,
             other => bail!("weights from {other:?} can't be judged"),
         };
         let max_model_len = config.text.max_position_embeddings.min(MAX_MODEL_LEN);
-        let decoder = Decoder::load(&config, &weights, device, max_model_len)?;
+        let decoder = Decoder::load_quantized(&config, &weights, device, max_model_len, quantization)?;
         let front = match scope {
             Scope::Whole => Some(Front::open(&folder, &config, &weights, device, max_model_len)?),
             Scope::Decoder => None,

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-use foveal_benches::gpu::{Bench, decode, kernels, load, prefill};
+use foveal_benches::gpu::{Bench, ModelForm, decode, kernels, load, prefill};
 
 /// Benchmarks on an NVIDIA GPU.
 #[derive(Parser)]
@@ -18,6 +18,12 @@ struct Args {
     /// Folder of a checkpoint, for load
     #[arg(long, value_name = "DIR")]
     weights: Option<PathBuf>,
+    /// For decode and prefill: fp8 rounds the weights of the decoder, as `foveal run` would
+    #[arg(long, value_name = "FORMAT")]
+    quantization: Option<String>,
+    /// For decode and prefill: auto, fp8 or bfloat16
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    kv_cache_dtype: String,
     /// Only lines that hold this text, such as "linear qkv 1 x" or "graph"
     #[arg(long, default_value = "", value_name = "TEXT")]
     filter: String,
@@ -61,6 +67,7 @@ impl Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let wanted = args.wanted();
+    let form = ModelForm::parse(args.quantization.as_deref(), &args.kv_cache_dtype)?;
     let Args { model, weights, filter, commit, csv, .. } = args;
     let model = || model.as_deref().ok_or_else(|| anyhow::anyhow!("--model DIR is needed for that"));
     let weights = || weights.as_deref().ok_or_else(|| anyhow::anyhow!("--weights DIR is needed for that"));
@@ -76,8 +83,8 @@ fn main() -> anyhow::Result<()> {
     for what in wanted {
         match what {
             What::Kernels => kernels(&mut bench)?,
-            What::Decode => decode(&mut bench, model()?)?,
-            What::Prefill => prefill(&mut bench, model()?)?,
+            What::Decode => decode(&mut bench, model()?, form)?,
+            What::Prefill => prefill(&mut bench, model()?, form)?,
             What::Load => load(&mut bench, weights()?)?,
             What::All => {}
         }

@@ -1,9 +1,9 @@
 //! Attention over the paged cache, and within pictures.
 
 use foveal_device::{DType, Tensor};
-use foveal_kernels::KvScales;
 use foveal_kernels::paged_attention::{PagedAttention, Plan, Work, paged_attention, plan, work_size};
 use foveal_kernels::varlen_attention::{VarlenAttention, varlen_attention};
+use foveal_kernels::{KvLayout, KvScales};
 
 use super::Bench;
 use super::ceilings::Cost;
@@ -29,27 +29,35 @@ impl Sequence {
     }
 
     /// Its keys and values, queries and results; the products that the causal mask leaves.
-    fn cost(&self) -> Cost {
+    fn cost(&self, kv: DType) -> Cost {
         let Self { rows, context } = *self;
-        let bytes = 2 * (context * KV_HEADS + rows * HEADS) * HEAD_DIM * BF16;
+        let bytes = 2 * (context * KV_HEADS * kv.size_bytes() + rows * HEADS * BF16) * HEAD_DIM;
         let pairs = (rows * context) as f64 - (rows * (rows - 1)) as f64 / 2.0;
         Cost { bytes: bytes as f64, flops: 4.0 * pairs * (HEADS * HEAD_DIM) as f64 }
     }
 }
 
 pub(super) fn all(bench: &mut Bench) -> anyhow::Result<()> {
+    for kv in [DType::BF16, DType::F8E4M3] {
+        of_cache(bench, kv)?;
+    }
+    VISION.into_iter().try_for_each(|(segments, len)| varlen(bench, segments, len))
+}
+
+/// Over pages of a type.
+fn of_cache(bench: &mut Bench, kv: DType) -> anyhow::Result<()> {
+    let named = |op: &str| if kv == DType::BF16 { op.to_owned() } else { format!("{op}, {kv}") };
     for (num_seqs, context) in DECODE {
         let sequences = vec![Sequence { rows: 1, context }; num_seqs];
-        paged(bench, "decode attention", &format!("{num_seqs} x {context}"), &sequences)?;
+        paged(bench, kv, (&named("decode attention"), &format!("{num_seqs} x {context}")), &sequences)?;
     }
     for tokens in PREFILL {
         let prompt = Sequence { rows: tokens, context: tokens };
-        paged(bench, "prefill attention", &format!("1 x {tokens}"), &[prompt])?;
+        paged(bench, kv, (&named("prefill attention"), &format!("1 x {tokens}")), &[prompt])?;
     }
     let mut mixed = vec![Sequence { rows: 1, context: 1766 }; 64];
     mixed.push(Sequence { rows: 1024, context: 1024 });
-    paged(bench, "mixed attention", "1024 + 64 x 1766", &mixed)?;
-    VISION.into_iter().try_for_each(|(segments, len)| varlen(bench, segments, len))
+    paged(bench, kv, (&named("mixed attention"), "1024 + 64 x 1766"), &mixed)
 }
 
 /// A batch's lengths and pages, on the card.
@@ -81,33 +89,37 @@ impl Lengths {
     }
 }
 
-fn paged(bench: &mut Bench, op: &str, shape: &str, sequences: &[Sequence]) -> anyhow::Result<()> {
+fn paged(bench: &mut Bench, kv: DType, (op, shape): (&str, &str), sequences: &[Sequence]) -> anyhow::Result<()> {
+    let layout = KvLayout { dtype: kv, ..LAYOUT };
     let plan_op = format!("plan of {op}");
     if !bench.wants(op, shape) && !bench.wants(&plan_op, shape) {
         return Ok(());
     }
     let stream = bench.device.stream().clone();
     let n: usize = sequences.iter().map(|sequence| sequence.rows).sum();
-    let cache = LAYOUT.cache_shape(sequences.iter().map(Sequence::num_pages).sum());
-    let (k_caches, v_caches) = (bench.rotation(&cache)?, bench.rotation(&cache)?);
+    let cache = layout.cache_shape(sequences.iter().map(Sequence::num_pages).sum());
+    let (k_caches, v_caches) = match kv {
+        DType::BF16 => (bench.rotation(&cache)?, bench.rotation(&cache)?),
+        _ => (bench.f8_rotation(&cache)?, bench.f8_rotation(&cache)?),
+    };
     let q = bench.random(&[n, HEADS, HEAD_DIM])?;
     let mut out = bench.scratch(DType::BF16, &[n, HEADS * HEAD_DIM])?;
     let Lengths { cu_seqlens, context_lens, block_tables } = Lengths::new(bench, sequences)?;
-    let size = work_size(n, sequences.len(), HEADS, LAYOUT, bench.cuda()?.num_sms() as usize);
+    let size = work_size(n, sequences.len(), HEADS, layout, bench.cuda()?.num_sms() as usize);
     let mut list = bench.scratch(DType::I32, &[size.list_len])?;
     let mut counters = bench.scratch(DType::I32, &[size.counters_len])?;
     let mut partials = bench.scratch(DType::F32, &[size.partials_len])?;
     let make_plan = |list: &mut Tensor, counters: &mut Tensor| {
         let (cu_seqlens, context_lens) = (cu_seqlens.view(), context_lens.view());
         let (list, counters) = (list.view_mut()?, counters.view_mut()?);
-        anyhow::Ok(plan(&stream, Plan { cu_seqlens, context_lens, num_heads: HEADS, layout: LAYOUT, list, counters })?)
+        anyhow::Ok(plan(&stream, Plan { cu_seqlens, context_lens, num_heads: HEADS, layout, list, counters })?)
     };
     make_plan(&mut list, &mut counters)?;
-    let cost = sequences.iter().map(Sequence::cost).fold(Cost::of_bytes(0), Cost::plus);
+    let cost = sequences.iter().map(|sequence| sequence.cost(kv)).fold(Cost::of_bytes(0), Cost::plus);
     bench.time(op, shape, cost, |i| {
         let args = PagedAttention {
             q: q.view(),
-            layout: LAYOUT,
+            layout,
             kv_scales: KvScales::ONE,
             k_cache: k_caches.view(i)?,
             v_cache: v_caches.view(i)?,

@@ -9,7 +9,7 @@ use foveal_llm::{GenerationDefaults, SamplerState, StopCriteria};
 use foveal_types::SamplingParams;
 
 use super::Bench;
-use super::session::{Session, Step, config, step_cost};
+use super::session::{ModelForm, Session, Step, config, step_cost};
 use super::shapes::BF16;
 
 const NUM_SEQS: [usize; 3] = [1, 32, 128];
@@ -27,18 +27,18 @@ const OTHER_BYTES: f64 = 4e9;
 ///
 /// # Errors
 /// Of the device, or of the model.
-pub fn decode(bench: &mut Bench, model: &Path) -> anyhow::Result<()> {
+pub fn decode(bench: &mut Bench, model: &Path, form: ModelForm) -> anyhow::Result<()> {
     let config = config(model)?;
-    NUM_SEQS.into_iter().try_for_each(|num_seqs| batch(bench, &config, num_seqs))
+    NUM_SEQS.into_iter().try_for_each(|num_seqs| batch(bench, &config, form, num_seqs))
 }
 
-fn batch(bench: &mut Bench, config: &ModelConfig, num_seqs: usize) -> anyhow::Result<()> {
-    let shape = format!("{num_seqs} x {CONTEXT}");
+fn batch(bench: &mut Bench, config: &ModelConfig, form: ModelForm, num_seqs: usize) -> anyhow::Result<()> {
+    let shape = format!("{num_seqs} x {CONTEXT}{}", form.suffix());
     let ops = ["decode eager", "decode host", "decode graph"];
     if !ops.iter().any(|op| bench.wants(op, &shape)) {
         return Ok(());
     }
-    let cost = step_cost(config, num_seqs, 1, CONTEXT);
+    let cost = step_cost(config, form, num_seqs, 1, CONTEXT);
     let embedding = (config.text.vocab_size * config.text.hidden_size * BF16) as f64;
     let needed = cost.bytes + embedding + OTHER_BYTES;
     let (free, _) = bench.cuda()?.device().memory_bytes()?;
@@ -48,7 +48,7 @@ fn batch(bench: &mut Bench, config: &ModelConfig, num_seqs: usize) -> anyhow::Re
     }
     let opened = Instant::now();
     let max_len = CONTEXT + STEPS;
-    let mut session = Session::open(bench, config, (num_seqs, max_len), num_seqs.max(128))?;
+    let mut session = Session::open(bench, config, form, (num_seqs, max_len), num_seqs.max(128))?;
     println!("decode {shape}: opened and tuned in {:.1} s", opened.elapsed().as_secs_f32());
     session.fill(num_seqs, CONTEXT)?;
     let steps: Vec<Step> =

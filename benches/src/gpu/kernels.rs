@@ -1,5 +1,7 @@
 //! Every operator at the shapes of Qwen3-VL-8B.
 
+use foveal_device::DType;
+
 use super::{Bench, attention, decoder_rows, linear, sampling, vision_rows};
 
 /// Rows of a decoder's batch: one sequence, many, and a full step of prompts.
@@ -19,8 +21,12 @@ pub fn kernels(bench: &mut Bench) -> anyhow::Result<()> {
         decoder_rows::embedding(bench, n)?;
         decoder_rows::picked_rows(bench, n)?;
         decoder_rows::rms_norm(bench, n)?;
+        decoder_rows::rms_norm_f8(bench, n)?;
         decoder_rows::silu(bench, n)?;
-        decoder_rows::rotary(bench, n)?;
+        decoder_rows::silu_f8(bench, n)?;
+        for kv in [DType::BF16, DType::F8E4M3] {
+            decoder_rows::rotary(bench, n, kv)?;
+        }
     }
     for n in PATCHES {
         vision_rows::pixels(bench, n)?;

@@ -1,6 +1,7 @@
 //! Operands: random, and enough of them for none to stay in the card's cache.
 
 use foveal_device::{DType, DeviceError, Element, Tensor, UniformFill, View, ViewMut};
+use foveal_kernels::quantize::{Quantize, QuantizeRows, quantize};
 
 use super::Bench;
 
@@ -71,6 +72,26 @@ impl Bench {
     pub(super) fn rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
         let (stacked, num_turns) = Rotation::stacked(DType::BF16, dims);
         Ok(Rotation { tensor: self.random(&stacked)?, dims: dims.to_vec(), num_turns })
+    }
+
+    /// Random FP8 values.
+    pub(super) fn f8_random(&self, dims: &[usize]) -> anyhow::Result<Tensor> {
+        let x = self.random(dims)?;
+        let mut out = Tensor::zeros(&self.device, DType::F8E4M3, dims)?;
+        let flat = [x.shape().num_elements() / dims[dims.len() - 1], dims[dims.len() - 1]];
+        let args = QuantizeRows {
+            x: x.view().reshape(&flat)?,
+            quantize: Quantize::Fixed(1.0 / 256.0),
+            out: out.view_mut()?.reshape(&flat)?,
+        };
+        quantize(self.device.stream(), args)?;
+        Ok(out)
+    }
+
+    /// Random FP8 operands.
+    pub(super) fn f8_rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
+        let (stacked, num_turns) = Rotation::stacked(DType::F8E4M3, dims);
+        Ok(Rotation { tensor: self.f8_random(&stacked)?, dims: dims.to_vec(), num_turns })
     }
 
     /// Operands of other types: `value` is given random bits for each element.

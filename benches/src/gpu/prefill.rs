@@ -9,7 +9,7 @@ use foveal_vision::{Normalisation, Patches, VisionInput, VisionOutput, VisionTow
 
 use super::Bench;
 use super::ceilings::Cost;
-use super::session::{SEED, Session, Step, config, step_cost};
+use super::session::{ModelForm, SEED, Session, Step, config, step_cost};
 
 /// Tokens of the prompt.
 const TOKENS: usize = 1280;
@@ -21,13 +21,13 @@ const PICTURES: [usize; 2] = [1, 8];
 ///
 /// # Errors
 /// Of the device, or of the model.
-pub fn prefill(bench: &mut Bench, model: &Path) -> anyhow::Result<()> {
+pub fn prefill(bench: &mut Bench, model: &Path, form: ModelForm) -> anyhow::Result<()> {
     let config = config(model)?;
-    let shape = format!("1 x {TOKENS}");
+    let shape = format!("1 x {TOKENS}{}", form.suffix());
     if bench.wants("prefill eager", &shape) || bench.wants("prefill graph", &shape) {
-        let mut session = Session::open(bench, &config, (1, TOKENS), 2048)?;
+        let mut session = Session::open(bench, &config, form, (1, TOKENS), 2048)?;
         let step = Step::new(0..1, 0..TOKENS, session.max_blocks);
-        let cost = step_cost(&config, 1, TOKENS, TOKENS);
+        let cost = step_cost(&config, form, 1, TOKENS, TOKENS);
         bench.time_pass("prefill", &shape, cost, || session.forward(&step))?;
     }
     pictures(bench, &config)

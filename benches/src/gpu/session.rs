@@ -3,9 +3,13 @@
 use std::ops::Range;
 use std::path::Path;
 
+use anyhow::anyhow;
 use foveal_checkpoint::{ModelConfig, ModelFolder, WeightSource};
-use foveal_device::Stream;
-use foveal_llm::{Batch, BatchLimits, Decoder, KvCache, KvLayout, Sampler, SamplerState, Workspace};
+use foveal_device::{DType, Stream};
+use foveal_llm::{
+    Batch, BatchLimits, Decoder, KvCache, KvLayout, Quantization, Sampler, SamplerState, Workspace,
+    parse_kv_cache_dtype,
+};
 
 use super::Bench;
 use super::ceilings::Cost;
@@ -67,6 +71,41 @@ impl Step {
     }
 }
 
+/// In which form a model runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ModelForm {
+    quantization: Quantization,
+    kv_cache_dtype: Option<DType>,
+}
+
+impl ModelForm {
+    /// By the words of the command line.
+    ///
+    /// # Errors
+    /// For words that are not known.
+    pub fn parse(quantization: Option<&str>, kv_cache_dtype: &str) -> anyhow::Result<Self> {
+        let quantization = quantization.map_or(Ok(Quantization::AsStored), str::parse);
+        Ok(Self {
+            quantization: quantization.map_err(|error| anyhow!("--quantization: {error}"))?,
+            kv_cache_dtype: parse_kv_cache_dtype(kv_cache_dtype)
+                .map_err(|error| anyhow!("--kv-cache-dtype: {error}"))?,
+        })
+    }
+
+    /// What is added to an operation's name.
+    pub(super) fn suffix(self) -> String {
+        let weights = if self.quantization == Quantization::Fp8 { " fp8" } else { "" };
+        let cache = if self.kv_cache_dtype == Some(DType::F8E4M3) { " kv-fp8" } else { "" };
+        format!("{weights}{cache}")
+    }
+
+    /// Bytes of a layer's weight and of an element of the cache.
+    fn element_bytes(self) -> [usize; 2] {
+        let weight = if self.quantization == Quantization::Fp8 { 1 } else { BF16 };
+        [weight, self.kv_cache_dtype.map_or(BF16, DType::size_bytes)]
+    }
+}
+
 /// A decoder with memory for some sequences.
 pub(super) struct Session {
     stream: Stream,
@@ -82,14 +121,16 @@ impl Session {
     pub(super) fn open(
         bench: &Bench,
         config: &ModelConfig,
+        form: ModelForm,
         (num_seqs, max_len): (usize, usize),
         max_tokens: usize,
     ) -> anyhow::Result<Self> {
         let device = &bench.device;
         let weights = WeightSource::dummy(config, SEED)?;
-        let decoder = Decoder::load(config, &weights, device, MAX_MODEL_LEN)?;
+        let decoder = Decoder::load_quantized(config, &weights, device, MAX_MODEL_LEN, form.quantization)?;
         let max_blocks = max_len.div_ceil(KvLayout::DEFAULT_PAGE);
-        let cache = decoder.new_kv_cache(num_seqs * max_blocks, device.activation_dtype())?;
+        let cache =
+            decoder.new_kv_cache(num_seqs * max_blocks, form.kv_cache_dtype.unwrap_or(device.activation_dtype()))?;
         let mut workspace =
             decoder.new_workspace(BatchLimits { max_tokens, max_seqs: num_seqs, max_logit_rows: num_seqs })?;
         decoder.tune(device.stream(), &mut workspace)?;
@@ -126,16 +167,17 @@ impl Session {
 
 /// What a step of `rows` tokens of each of `num_seqs` sequences must do, which then have `context` tokens: the embedding
 /// table apart, weights are read once, and logits made of each sequence's last row.
-pub(super) fn step_cost(config: &ModelConfig, num_seqs: usize, rows: usize, context: usize) -> Cost {
+pub(super) fn step_cost(config: &ModelConfig, form: ModelForm, num_seqs: usize, rows: usize, context: usize) -> Cost {
+    let [weight_bytes, kv_bytes] = form.element_bytes();
     let text = &config.text;
     let (heads, kv_heads) = (text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim);
     let layer = text.hidden_size * (2 * heads + 2 * kv_heads + 3 * text.intermediate_size);
     let lm_head = text.vocab_size * text.hidden_size;
-    let weights = text.num_hidden_layers * layer + lm_head;
+    let weights = text.num_hidden_layers * layer * weight_bytes + lm_head * BF16;
     let kv = 2 * text.num_hidden_layers * kv_heads * context * num_seqs;
     let seen = num_seqs as f64 * ((rows * context) as f64 - (rows * (rows - 1)) as f64 / 2.0);
     let products = 2.0 * (text.num_hidden_layers * num_seqs * rows) as f64 * layer as f64;
     let attention = 4.0 * text.num_hidden_layers as f64 * seen * heads as f64;
     let flops = products + attention + 2.0 * (num_seqs * lm_head) as f64;
-    Cost { bytes: (BF16 * (weights + kv)) as f64, flops }
+    Cost { bytes: (weights + kv * kv_bytes) as f64, flops }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use foveal_checkpoint::{ModelConfig, WeightSource, prefix};
 use foveal_device::{DType, Device};
-use foveal_llm::{BatchLimits, Decoder, DecoderSettings, GenerationDefaults, Sampler};
+use foveal_llm::{BatchLimits, Decoder, DecoderSettings, GenerationDefaults, Quantization, Sampler};
 use foveal_types::{PixelLender, TokenId};
 use foveal_vision::{Normalisation, VisionTower};
 
@@ -26,6 +26,7 @@ pub struct EngineBuilder {
     num_blocks: Option<usize>,
     kv_cache_bytes: Option<usize>,
     kv_cache_dtype: Option<DType>,
+    quantization: Quantization,
     max_num_batched_tokens: usize,
     max_patches: usize,
     max_waiting: usize,
@@ -56,6 +57,7 @@ impl EngineBuilder {
             num_blocks: None,
             kv_cache_bytes: None,
             kv_cache_dtype: None,
+            quantization: Quantization::AsStored,
             max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
             max_patches: Self::DEFAULT_MAX_PATCHES,
             max_waiting: Self::DEFAULT_MAX_WAITING,
@@ -116,10 +118,17 @@ impl EngineBuilder {
     }
 
     /// How keys and values are kept. Without it as the device computes: f32 on the CPU, where bf16 or f16 takes half the
-    /// memory; bf16 on a GPU, which takes no other.
+    /// memory; bf16 on a GPU. f8_e4m3 takes half of that on either, with the checkpoint's scales, or none where it has none.
     #[must_use]
     pub fn kv_cache_dtype(mut self, dtype: DType) -> Self {
         self.kv_cache_dtype = Some(dtype);
+        self
+    }
+
+    /// In which format the decoder's weights run; without it as the checkpoint has them.
+    #[must_use]
+    pub fn quantization(mut self, quantization: Quantization) -> Self {
+        self.quantization = quantization;
         self
     }
 
@@ -174,11 +183,17 @@ impl EngineBuilder {
         let pinned = foveal_pinned::install(&device, self.pinned_bytes);
         let limit = config.text.max_position_embeddings.min(Self::DEFAULT_MAX_MODEL_LEN);
         let max_model_len = self.max_model_len.unwrap_or(limit);
-        let decoder = Decoder::load(config, weights, &device, max_model_len)?;
+        let decoder = Decoder::load_quantized(config, weights, &device, max_model_len, self.quantization)?;
         let tower = VisionTower::load(&config.vision, normalisation, weights, &device)?;
         weights.finish(&[prefix::ALL])?;
 
         let kv_cache_dtype = self.kv_cache_dtype.unwrap_or(device.activation_dtype());
+        if kv_cache_dtype == DType::F8E4M3 && !decoder.has_kv_scales() {
+            tracing::warn!(
+                "the checkpoint has no scales for an FP8 KV cache: keys and values are rounded as they are, which loses those \
+                 beyond 448"
+            );
+        }
         let limits = self.limits(config, decoder.settings(), max_model_len, kv_cache_dtype)?;
         let batch = BatchLimits { max_tokens: limits.max_num_batched_tokens, max_seqs: 1, max_logit_rows: 1 };
         let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use foveal_device::{Stream, Tensor};
+use foveal_device::{DType, Stream, Tensor};
 use foveal_kernels::paged_attention::{PagedAttention, paged_attention};
 use foveal_kernels::qk_norm_rope::{QkNorm, QkNormRope, qk_norm_rope};
 use foveal_kernels::{KvLayout, KvScales};
@@ -30,6 +30,8 @@ pub(crate) struct Attention {
     pub(crate) qk_norm: Option<QkNormWeights>,
     /// `[hidden_size, num_heads * head_dim]`
     pub(crate) o_proj: Projection,
+    /// Of an FP8 cache, from the checkpoint.
+    pub(crate) kv_scales: Option<KvScales>,
 }
 
 /// What all layers of a step share.
@@ -53,7 +55,7 @@ impl Attention {
     /// Projects the normalised rows, turns q and k, and stores k and v: `normed -> q`, and the cache.
     pub(crate) fn store(&self, step: &Step<'_>, cache: &mut PagedLayer, ws: &mut Workspace) -> Result<(), LlmError> {
         let (n, settings) = (step.num_rows(), step.settings);
-        self.qkv_proj.forward(step.stream, ws.hidden.normed.rows(0..n)?, ws.qkv.rows_mut(0..n)?)?;
+        self.qkv_proj.forward(step.stream, n, &ws.hidden.normed, ws.qkv.rows_mut(0..n)?)?;
         let norm = self.qk_norm.as_ref().map(|norm| QkNorm {
             q_weight: norm.q.view(),
             k_weight: norm.k.view(),
@@ -63,13 +65,13 @@ impl Attention {
             step.stream,
             QkNormRope {
                 qkv: ws.qkv.rows(0..n)?,
-                scales: None,
-                bias: None,
+                scales: self.qkv_proj.output_scales(&ws.hidden.normed, n)?,
+                bias: self.qkv_proj.output_bias(),
                 norm,
                 rope: step.rope.at(step.batch.positions),
                 slot_mapping: step.batch.slot_mapping,
                 layout: step.layout,
-                kv_scales: KvScales::ONE,
+                kv_scales: self.kv_scales(step.layout),
                 k_cache: cache.k.view_mut()?,
                 v_cache: cache.v.view_mut()?,
                 q_out: heads_mut(&mut ws.q, n, [settings.num_attention_heads, settings.head_dim])?,
@@ -86,7 +88,7 @@ impl Attention {
             PagedAttention {
                 q: heads(&ws.q, n, [settings.num_attention_heads, settings.head_dim])?,
                 layout: step.layout,
-                kv_scales: KvScales::ONE,
+                kv_scales: self.kv_scales(step.layout),
                 k_cache: cache.k.view(),
                 v_cache: cache.v.view(),
                 cu_seqlens: step.batch.cu_seqlens,
@@ -94,7 +96,7 @@ impl Attention {
                 block_tables: step.batch.block_tables,
                 scale: (settings.head_dim as f32).powf(-0.5),
                 work: ws.attention_work.as_mut().map(AttentionWork::lend).transpose()?,
-                out: ws.attn.rows_mut(0..n)?,
+                out: ws.attn.float.rows_mut(0..n)?,
             },
         )?;
         Ok(())
@@ -102,6 +104,15 @@ impl Attention {
 
     /// Back to hidden states, for the first `n` rows: `attn -> delta`.
     pub(crate) fn project(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
-        self.o_proj.forward(stream, ws.attn.rows(0..n)?, ws.hidden.delta.rows_mut(0..n)?)
+        ws.attn.round(stream, n, self.o_proj.input_form())?;
+        self.o_proj.forward(stream, n, &ws.attn, ws.hidden.delta.rows_mut(0..n)?)
+    }
+
+    /// A float cache has none.
+    fn kv_scales(&self, layout: KvLayout) -> KvScales {
+        match layout.dtype {
+            DType::F8E4M3 => self.kv_scales.unwrap_or(KvScales::ONE),
+            _ => KvScales::ONE,
+        }
     }
 }

@@ -8,11 +8,11 @@ use foveal_kernels::embedding::{Embed, RowReplace, embed};
 use crate::attention::Step;
 use crate::batch::BatchBounds;
 use crate::kv_cache::PagedLayer;
-use crate::layer::{DecoderLayer, Joins, ResidualNorm};
+use crate::layer::{DecoderLayer, Delta, ResidualNorm};
 use crate::projection::Projection;
 use crate::rope::RopeTables;
 use crate::weights::DecoderWeights;
-use crate::{Batch, BatchLimits, DecoderSettings, KvCache, LlmError, Workspace};
+use crate::{Batch, BatchLimits, DecoderSettings, KvCache, LlmError, Quantization, Workspace};
 
 /// The decoder of a Qwen vision-language model, of whichever family its settings say. Holds weights and tables only:
 /// the state of sequences is in a [`KvCache`], that of a step in a [`Workspace`].
@@ -30,17 +30,32 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Loads the decoder of a model folder, to run sequences of up to `max_model_len` tokens. The weights stay mapped.
+    /// Loads the decoder of a model folder, to run sequences of up to `max_model_len` tokens, its weights in the formats
+    /// that the checkpoint has. On the CPU they stay mapped.
     ///
     /// # Errors
     /// [`LlmError::Checkpoint`] names a model that can't be run, or a tensor that is missing or misshapen;
     /// [`LlmError::Config`] and [`LlmError::Mrope`] settings that don't fit; [`LlmError::Limits`] a `max_model_len` that
-    /// is 0 or beyond `max_position_embeddings`.
+    /// is 0 or beyond `max_position_embeddings`; [`LlmError::WeightFormat`] weights whose format can't run here.
     pub fn load(
         config: &ModelConfig,
         weights: &WeightSource,
         device: &Device,
         max_model_len: usize,
+    ) -> Result<Self, LlmError> {
+        Self::load_quantized(config, weights, device, max_model_len, Quantization::AsStored)
+    }
+
+    /// As [`Decoder::load`], with the weights in another format. What is rounded here takes memory of its own.
+    ///
+    /// # Errors
+    /// As [`Decoder::load`].
+    pub fn load_quantized(
+        config: &ModelConfig,
+        weights: &WeightSource,
+        device: &Device,
+        max_model_len: usize,
+        quantization: Quantization,
     ) -> Result<Self, LlmError> {
         let settings = DecoderSettings::new(config)?;
         let max = settings.max_position_embeddings;
@@ -49,7 +64,7 @@ impl Decoder {
             return Err(LlmError::Limits { limit: "max_model_len", got: max_model_len, expected });
         }
         Ok(Self {
-            weights: DecoderWeights::load(&settings, weights, device)?,
+            weights: DecoderWeights::load(&settings, weights, device, quantization)?,
             rope: RopeTables::new(&settings, device, max_model_len)?,
             settings,
             device: device.clone(),
@@ -63,6 +78,18 @@ impl Decoder {
 
     pub(crate) fn lm_head(&self) -> &Projection {
         &self.weights.lm_head
+    }
+
+    /// Whether the checkpoint has scales for an FP8 cache; without them keys and values are rounded as they are.
+    #[must_use]
+    pub fn has_kv_scales(&self) -> bool {
+        self.layers().iter().any(|layer| layer.attention.kv_scales.is_some())
+    }
+
+    /// Whether any of its linear layers runs in FP8.
+    #[must_use]
+    pub fn is_fp8(&self) -> bool {
+        self.weights.fp8_inputs().any()
     }
 
     /// What it looks like.
@@ -83,7 +110,7 @@ impl Decoder {
     /// [`LlmError::Limits`] or [`LlmError::Device`].
     pub fn new_workspace(&self, limits: BatchLimits) -> Result<Workspace, LlmError> {
         let max_blocks = self.max_model_len.div_ceil(KvLayout::DEFAULT_PAGE);
-        Workspace::new(&self.settings, &self.device, limits, max_blocks)
+        Workspace::new(&self.settings, &self.device, self.weights.fp8_inputs(), limits, max_blocks)
     }
 
     /// A KV cache of `num_blocks` pages, as [`KvCache::new`].
@@ -109,7 +136,7 @@ impl Decoder {
         cache: &mut KvCache,
         workspace: &'w mut Workspace,
     ) -> Result<View<'w>, LlmError> {
-        workspace.check(&self.settings)?;
+        workspace.check(&self.settings, self.weights.fp8_inputs())?;
         batch.check(BatchBounds {
             settings: &self.settings,
             max_positions: self.max_model_len,
@@ -137,10 +164,9 @@ impl Decoder {
         let table = self.weights.embed_tokens.view();
         let out = ws.hidden.residual.rows_mut(0..n)?;
         embed(step.stream, Embed { table, input_ids: step.batch.input_ids, image, out })?;
-        match self.weights.layers.first() {
-            Some(first) => self.norm(&first.input_layernorm).forward(step.stream, n, Joins::Nothing, &mut ws.hidden),
-            None => Ok(()),
-        }
+        let Some(first) = self.weights.layers.first() else { return Ok(()) };
+        let form = first.attention.qkv_proj.input_form();
+        self.norm(&first.input_layernorm).forward(step.stream, n, None, form, &mut ws.hidden)
     }
 
     fn run_layers(&self, step: &Step<'_>, cache: &mut KvCache, ws: &mut Workspace) -> Result<(), LlmError> {
@@ -150,16 +176,18 @@ impl Decoder {
         }
         let layers = &self.weights.layers;
         // The norm that follows a layer is the next one's first; the last layer is another matter.
-        let next_norms = layers.iter().skip(1).map(|layer| &layer.input_layernorm);
+        let next_layers = layers.iter().skip(1);
         let mut caches = cache.layers_mut();
         let n = step.num_rows();
-        for (i, (layer, next_norm)) in layers.iter().zip(next_norms).enumerate() {
+        for (i, (layer, next)) in layers.iter().zip(next_layers).enumerate() {
             let Some(cache) = caches.next() else { break };
             layer.attention.store(step, cache, ws)?;
             layer.attention.attend(step, cache, ws)?;
             self.finish_layer(step.stream, layer, n, ws)?;
-            let joins = Joins::after_layer(step.batch.image.and_then(|image| image.deepstack_rows(i)));
-            self.norm(next_norm).forward(step.stream, n, joins, &mut ws.hidden)?;
+            let deepstack = step.batch.image.and_then(|image| image.deepstack_rows(i));
+            let delta = Delta { scales: layer.mlp.down_proj.output_scales(&ws.inner, n)?, deepstack };
+            let form = next.attention.qkv_proj.input_form();
+            self.norm(&next.input_layernorm).forward(step.stream, n, Some(delta), form, &mut ws.hidden)?;
         }
         match layers.last().zip(caches.next()) {
             Some((layer, cache)) => self.run_last_layer(step, (layer, cache), ws),
@@ -185,9 +213,10 @@ impl Decoder {
         self.finish_layer(step.stream, layer, kept, ws)?;
         let last = self.weights.layers.len() - 1;
         let deepstack = step.batch.image.and_then(|image| image.kept_deepstack_rows(last));
-        self.norm(&self.weights.norm).forward(step.stream, kept, Joins::after_layer(deepstack), &mut ws.hidden)?;
-        let logits = ws.logits.rows_mut(0..kept)?;
-        self.weights.lm_head.forward(step.stream, ws.hidden.normed.rows(0..kept)?, logits)
+        let delta = Delta { scales: layer.mlp.down_proj.output_scales(&ws.inner, kept)?, deepstack };
+        let form = self.weights.lm_head.input_form();
+        self.norm(&self.weights.norm).forward(step.stream, kept, Some(delta), form, &mut ws.hidden)?;
+        self.weights.lm_head.forward(step.stream, kept, &ws.hidden.normed, ws.logits.rows_mut(0..kept)?)
     }
 
     /// From the attention's output to the MLP's, for the first `n` rows.
@@ -199,7 +228,9 @@ impl Decoder {
         ws: &mut Workspace,
     ) -> Result<(), LlmError> {
         layer.attention.project(stream, n, ws)?;
-        self.norm(&layer.post_attention_layernorm).forward(stream, n, Joins::Delta, &mut ws.hidden)?;
+        let scales = layer.attention.o_proj.output_scales(&ws.attn, n)?;
+        let (delta, form) = (Delta { scales, deepstack: None }, layer.mlp.gate_up_proj.input_form());
+        self.norm(&layer.post_attention_layernorm).forward(stream, n, Some(delta), form, &mut ws.hidden)?;
         layer.mlp.forward(stream, self.settings.hidden_act, n, ws)
     }
 

@@ -37,8 +37,16 @@ pub enum LlmError {
     /// An operator refused its operands.
     #[error(transparent)]
     Op(#[from] OpError),
+    /// Weights of a format that can't run on this device, or not beside each other.
+    #[error("{layer}: {reason}")]
+    WeightFormat {
+        /// The linear layer, by its name in the checkpoint.
+        layer: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// The KV cache can't hold this element type.
-    #[error("a KV cache of {dtype} is not possible; use f32, bf16 or f16")]
+    #[error("a KV cache of {dtype} is not possible; use f32, bf16, f16 or f8_e4m3")]
     CacheDType {
         /// The element type asked for.
         dtype: DType,

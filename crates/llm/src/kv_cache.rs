@@ -30,7 +30,7 @@ impl KvCache {
     /// [`LlmError::CacheDType`] for a dtype that holds no real numbers, [`LlmError::Limits`] for no pages or more than
     /// 31 bits count, [`LlmError::Device`] when memory is short.
     pub fn new(settings: &DecoderSettings, device: &Device, num_blocks: usize, dtype: DType) -> Result<Self, LlmError> {
-        if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16) {
+        if !matches!(dtype, DType::F32 | DType::BF16 | DType::F16 | DType::F8E4M3) {
             return Err(LlmError::CacheDType { dtype });
         }
         if num_blocks == 0 || num_blocks > i32::MAX as usize {

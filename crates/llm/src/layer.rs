@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use foveal_device::{Stream, Tensor};
 use foveal_kernels::norm::{AddNorm, NormKind, RowAdd, add_norm};
+use foveal_kernels::quantize::Scales;
 
 use crate::LlmError;
 use crate::attention::Attention;
 use crate::mlp::Mlp;
+use crate::projection_input::InputForm;
 use crate::workspace::Hidden;
 
 /// One layer's weights. A layer of another kind differs in what stands for `attention` (and in what the cache keeps for
@@ -29,52 +31,42 @@ pub(crate) struct ResidualNorm<'a> {
     pub(crate) eps: f32,
 }
 
-/// What joins the residual stream before it is normalised.
+/// What the last part left in `delta`, which joins the residual stream before it is normalised. There is none before the
+/// first layer: the embeddings are the stream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Joins<'a> {
-    /// Nothing: the embeddings are the stream.
-    Nothing,
-    /// What the last part left in `delta`.
-    Delta,
-    /// That, and deepstack features after it.
-    DeltaAndRows(RowAdd<'a>),
-}
-
-impl<'a> Joins<'a> {
-    /// What joins after a layer, with the deepstack level that belongs to it.
-    pub(crate) fn after_layer(deepstack: Option<RowAdd<'a>>) -> Self {
-        deepstack.map_or(Self::Delta, Self::DeltaAndRows)
-    }
+pub(crate) struct Delta<'a> {
+    /// What it is to be multiplied by, where it is a product of FP8 operands.
+    pub(crate) scales: Option<Scales<'a>>,
+    /// Deepstack features that join after it.
+    pub(crate) deepstack: Option<RowAdd<'a>>,
 }
 
 impl ResidualNorm<'_> {
-    /// The first `n` rows: `residual += delta + extra; normed = norm(residual)`.
+    /// The first `n` rows: `residual += delta + extra; normed = norm(residual)`, as the next projection reads it.
     pub(crate) fn forward(
         &self,
         stream: &Stream,
         n: usize,
-        joins: Joins<'_>,
+        delta: Option<Delta<'_>>,
+        form: InputForm,
         hidden: &mut Hidden,
     ) -> Result<(), LlmError> {
-        let delta = hidden.delta.rows(0..n)?;
-        let (add, extra) = match joins {
-            Joins::Nothing => (None, None),
-            Joins::Delta => (Some(delta), None),
-            Joins::DeltaAndRows(rows) => (Some(delta), Some(rows)),
-        };
+        let add = delta.map(|_| hidden.delta.rows(0..n)).transpose()?;
+        let (add_scales, extra) = delta.map_or((None, None), |delta| (delta.scales, delta.deepstack));
+        let (quantize, out) = hidden.normed.write(n, form)?;
         add_norm(
             stream,
             AddNorm {
                 residual: hidden.residual.rows_mut(0..n)?,
                 add,
-                add_scales: None,
+                add_scales,
                 extra,
                 weight: self.weight.view(),
                 bias: None,
                 kind: NormKind::Rms,
                 eps: self.eps,
-                quantize: None,
-                out: hidden.normed.rows_mut(0..n)?,
+                quantize,
+                out,
             },
         )?;
         Ok(())

@@ -17,7 +17,7 @@ pub(crate) struct Mlp {
 }
 
 impl Mlp {
-    /// The first `n` rows: `normed -> delta`.
+    /// The first `n` rows: `normed -> delta`, which the down projection's scales belong to.
     pub(crate) fn forward(
         &self,
         stream: &Stream,
@@ -25,17 +25,10 @@ impl Mlp {
         n: usize,
         ws: &mut Workspace,
     ) -> Result<(), LlmError> {
-        self.gate_up_proj.forward(stream, ws.hidden.normed.rows(0..n)?, ws.gate_up.rows_mut(0..n)?)?;
-        gated(
-            stream,
-            Gated {
-                gate_up: ws.gate_up.rows(0..n)?,
-                scales: None,
-                kind,
-                quantize: None,
-                out: ws.inner.rows_mut(0..n)?,
-            },
-        )?;
-        self.down_proj.forward(stream, ws.inner.rows(0..n)?, ws.hidden.delta.rows_mut(0..n)?)
+        self.gate_up_proj.forward(stream, n, &ws.hidden.normed, ws.gate_up.rows_mut(0..n)?)?;
+        let scales = self.gate_up_proj.output_scales(&ws.hidden.normed, n)?;
+        let (quantize, out) = ws.inner.write(n, self.down_proj.input_form())?;
+        gated(stream, Gated { gate_up: ws.gate_up.rows(0..n)?, scales, kind, quantize, out })?;
+        self.down_proj.forward(stream, n, &ws.inner, ws.hidden.delta.rows_mut(0..n)?)
     }
 }

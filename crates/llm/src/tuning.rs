@@ -4,6 +4,7 @@ use foveal_device::{Stream, Tensor, UniformFill};
 
 use crate::layer::DecoderLayer;
 use crate::projection::Projection;
+use crate::projection_input::ProjectionInput;
 use crate::{Decoder, LlmError, Workspace};
 
 /// The fewest rows that are tuned for: below, a kernel of our own needs no choice.
@@ -22,7 +23,8 @@ impl Decoder {
     /// [`LlmError::Op`] or [`LlmError::Device`].
     pub fn tune(&self, stream: &Stream, workspace: &mut Workspace) -> Result<(), LlmError> {
         let Some(cuda) = stream.cuda() else { return Ok(()) };
-        for tensor in [&mut workspace.hidden.normed, &mut workspace.attn, &mut workspace.inner] {
+        for input in [&mut workspace.hidden.normed, &mut workspace.attn, &mut workspace.inner] {
+            let tensor = &mut input.float;
             let len = tensor.shape().num_elements();
             let fill = UniformFill { state: SEED, offset: 0.0, scale: 1.0, rows: 1, row_len: len, placed_len: len };
             cuda.fill_uniform(fill, tensor.view_mut()?)?;
@@ -38,19 +40,24 @@ impl Decoder {
 
     fn tune_rows(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
         let layers: Vec<&DecoderLayer> = self.layers().iter().take(LAYERS_IN_TURN).collect();
-        let tune = |projection: fn(&DecoderLayer) -> &Projection, x: &Tensor, out: &mut Tensor| match &layers[..] {
-            [] => Ok(()),
-            [first, others @ ..] => {
-                let others: Vec<&Projection> = others.iter().map(|layer| projection(layer)).collect();
-                projection(first).tune(stream, x.rows(0..n)?, out.rows_mut(0..n)?, &others)
-            }
-        };
-        tune(|layer| &layer.attention.qkv_proj, &ws.hidden.normed, &mut ws.qkv)?;
-        tune(|layer| &layer.attention.o_proj, &ws.attn, &mut ws.hidden.delta)?;
-        tune(|layer| &layer.mlp.gate_up_proj, &ws.hidden.normed, &mut ws.gate_up)?;
-        tune(|layer| &layer.mlp.down_proj, &ws.inner, &mut ws.hidden.delta)?;
+        let tune =
+            |projection: fn(&DecoderLayer) -> &Projection, x: &mut ProjectionInput, out: &mut Tensor| match &layers[..]
+            {
+                [] => Ok(()),
+                [first, others @ ..] => {
+                    let others: Vec<&Projection> = others.iter().map(|layer| projection(layer)).collect();
+                    x.round(stream, n, projection(first).input_form())?;
+                    projection(first).tune(stream, n, x, out.rows_mut(0..n)?, &others)
+                }
+            };
+        tune(|layer| &layer.attention.qkv_proj, &mut ws.hidden.normed, &mut ws.qkv)?;
+        tune(|layer| &layer.attention.o_proj, &mut ws.attn, &mut ws.hidden.delta)?;
+        tune(|layer| &layer.mlp.gate_up_proj, &mut ws.hidden.normed, &mut ws.gate_up)?;
+        tune(|layer| &layer.mlp.down_proj, &mut ws.inner, &mut ws.hidden.delta)?;
         if n <= ws.limits().max_logit_rows {
-            self.lm_head().tune(stream, ws.hidden.normed.rows(0..n)?, ws.logits.rows_mut(0..n)?, &[])?;
+            let head = self.lm_head();
+            ws.hidden.normed.round(stream, n, head.input_form())?;
+            head.tune(stream, n, &ws.hidden.normed, ws.logits.rows_mut(0..n)?, &[])?;
         }
         Ok(())
     }

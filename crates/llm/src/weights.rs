@@ -1,16 +1,21 @@
 //! The decoder's weights, by their names in the checkpoint. On the CPU everything stays where it is mapped, and only
 //! biases that stand beside each other are joined; on a GPU projections over the same input are one tensor.
 
+mod linear;
+
 use std::sync::Arc;
 
 use foveal_checkpoint::{Part, WeightScope, WeightSource, prefix};
 use foveal_device::{Device, Tensor};
+use foveal_kernels::KvScales;
 
 use crate::attention::{Attention, QkNormWeights};
 use crate::layer::DecoderLayer;
 use crate::mlp::Mlp;
-use crate::projection::Projection;
-use crate::{DecoderSettings, LlmError};
+use crate::projection::{Projection, WeightFormat};
+use crate::workspace::Fp8Inputs;
+use crate::{DecoderSettings, LlmError, Quantization};
+use linear::LinearLayers;
 
 /// Everything that the decoder reads from the checkpoint.
 #[derive(Debug)]
@@ -25,8 +30,13 @@ pub(crate) struct DecoderWeights {
 }
 
 impl DecoderWeights {
-    pub(crate) fn load(settings: &DecoderSettings, source: &WeightSource, device: &Device) -> Result<Self, LlmError> {
-        let loader = Loader { settings, scope: source.at(prefix::TEXT), device };
+    pub(crate) fn load(
+        settings: &DecoderSettings,
+        source: &WeightSource,
+        device: &Device,
+        quantization: Quantization,
+    ) -> Result<Self, LlmError> {
+        let loader = Loader { settings, scope: source.at(prefix::TEXT), device, quantization };
         let table_shape = [settings.vocab_size, settings.hidden_size];
         let embed_tokens = loader.one("embed_tokens.weight", &table_shape)?;
         let lm_head = if settings.tie_word_embeddings {
@@ -40,8 +50,18 @@ impl DecoderWeights {
             embed_tokens,
             layers: (0..settings.num_hidden_layers).map(|i| loader.layer(i)).collect::<Result<_, _>>()?,
             norm: loader.one("norm.weight", &[settings.hidden_size])?,
-            lm_head: Projection::new(vec![lm_head], None),
+            lm_head: Projection::new(vec![lm_head], WeightFormat::Float, None),
         })
+    }
+
+    /// What some layer reads as FP8.
+    pub(crate) fn fp8_inputs(&self) -> Fp8Inputs {
+        let any = |is_fp8: fn(&DecoderLayer) -> bool| self.layers.iter().any(is_fp8);
+        Fp8Inputs {
+            normed: any(|layer| layer.attention.qkv_proj.is_fp8() || layer.mlp.gate_up_proj.is_fp8()),
+            attn: any(|layer| layer.attention.o_proj.is_fp8()),
+            inner: any(|layer| layer.mlp.down_proj.is_fp8()),
+        }
     }
 }
 
@@ -49,6 +69,7 @@ struct Loader<'a> {
     settings: &'a DecoderSettings,
     scope: WeightScope<'a>,
     device: &'a Device,
+    quantization: Quantization,
 }
 
 impl Loader<'_> {
@@ -69,20 +90,7 @@ impl Loader<'_> {
 
     /// Linear layers over the same input as one: `{name}.weight` `[n, k]` each, and their biases.
     fn projection(&self, i: usize, parts: &[(&str, usize)], k: usize, has_bias: bool) -> Result<Projection, LlmError> {
-        let named = |kind: &str| -> Vec<(String, [usize; 2])> {
-            parts.iter().map(|(name, n)| (format!("layers.{i}.{name}.{kind}"), [*n, k])).collect()
-        };
-        let weights = named("weight");
-        let weights: Vec<Part<'_>> = weights.iter().map(|(name, shape)| Part::new(name, shape)).collect();
-        let weights = self.scope.place(self.device, &weights)?;
-        let bias = if has_bias {
-            let biases = named("bias");
-            let biases: Vec<Part<'_>> = biases.iter().map(|(name, shape)| Part::new(name, &shape[..1])).collect();
-            Some(self.scope.place_joined(self.device, &biases)?)
-        } else {
-            None
-        };
-        Ok(Projection::new(weights, bias))
+        LinearLayers::new(self, i, parts, k, has_bias).load()
     }
 
     fn attention(&self, i: usize) -> Result<Attention, LlmError> {
@@ -97,6 +105,7 @@ impl Loader<'_> {
                 false => None,
             },
             o_proj: self.projection(i, &[("self_attn.o_proj", s.hidden_size)], s.q_size(), false)?,
+            kv_scales: self.scope.kv_scales(&format!("layers.{i}.self_attn"))?.map(|[k, v]| KvScales { k, v }),
         })
     }
 

@@ -5,6 +5,7 @@ use foveal_kernels::rows::{Gather, gather};
 
 use crate::attention_work::AttentionWork;
 use crate::inputs::StepInputs;
+use crate::projection_input::ProjectionInput;
 use crate::{DecoderSettings, LlmError};
 
 /// The largest batch that a [`Workspace`] is made for.
@@ -40,15 +41,30 @@ pub(crate) struct Hidden {
     /// The residual stream.
     pub(crate) residual: Tensor,
     /// Its rows normalised, what the next part reads.
-    pub(crate) normed: Tensor,
+    pub(crate) normed: ProjectionInput,
     /// What the last part gave, not yet added to the residual stream.
     pub(crate) delta: Tensor,
+}
+
+/// Which of a layer's parts some layer reads as FP8.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fp8Inputs {
+    pub(crate) normed: bool,
+    pub(crate) attn: bool,
+    pub(crate) inner: bool,
+}
+
+impl Fp8Inputs {
+    pub(crate) fn any(self) -> bool {
+        self.normed || self.attn || self.inner
+    }
 }
 
 /// The memory of one step at a time: a forward pass over any batch within its [`BatchLimits`] allocates nothing.
 #[derive(Debug)]
 pub struct Workspace {
     limits: BatchLimits,
+    fp8: Fp8Inputs,
     pub(crate) inputs: StepInputs,
     /// On a GPU.
     pub(crate) attention_work: Option<AttentionWork>,
@@ -58,11 +74,11 @@ pub struct Workspace {
     /// `[max_tokens, num_heads * head_dim]`
     pub(crate) q: Tensor,
     /// `[max_tokens, num_heads * head_dim]`
-    pub(crate) attn: Tensor,
+    pub(crate) attn: ProjectionInput,
     /// `[max_tokens, 2 * intermediate_size]`
     pub(crate) gate_up: Tensor,
     /// `[max_tokens, intermediate_size]`
-    pub(crate) inner: Tensor,
+    pub(crate) inner: ProjectionInput,
     /// `[max_logit_rows, vocab_size]`
     pub(crate) logits: Tensor,
 }
@@ -72,25 +88,28 @@ impl Workspace {
     pub(crate) fn new(
         settings: &DecoderSettings,
         device: &Device,
+        fp8: Fp8Inputs,
         limits: BatchLimits,
         max_blocks: usize,
     ) -> Result<Self, LlmError> {
         limits.check()?;
+        let input = |width, has_f8| ProjectionInput::new(device, limits.max_tokens, width, has_f8);
         let rows = |width: usize| Tensor::zeros(device, device.activation_dtype(), &[limits.max_tokens, width]);
         Ok(Self {
             limits,
+            fp8,
             inputs: StepInputs::new(device, limits, max_blocks)?,
             attention_work: AttentionWork::new(settings, device, limits)?,
             hidden: Hidden {
                 residual: rows(settings.hidden_size)?,
-                normed: rows(settings.hidden_size)?,
+                normed: input(settings.hidden_size, fp8.normed)?,
                 delta: rows(settings.hidden_size)?,
             },
             qkv: rows(settings.q_size() + 2 * settings.kv_size())?,
             q: rows(settings.q_size())?,
-            attn: rows(settings.q_size())?,
+            attn: input(settings.q_size(), fp8.attn)?,
             gate_up: rows(2 * settings.intermediate_size)?,
-            inner: rows(settings.intermediate_size)?,
+            inner: input(settings.intermediate_size, fp8.inner)?,
             logits: Tensor::zeros(device, DType::F32, &[limits.max_logit_rows, settings.vocab_size])?,
         })
     }
@@ -104,20 +123,22 @@ impl Workspace {
     /// Bytes of all buffers.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        let Self { limits: _, inputs: _, attention_work, hidden, qkv, q, attn, gate_up, inner, logits } = self;
+        let Self { limits: _, fp8: _, inputs: _, attention_work, hidden, qkv, q, attn, gate_up, inner, logits } = self;
         let Hidden { residual, normed, delta } = hidden;
         let work = attention_work.as_ref().map_or(0, AttentionWork::len_bytes);
-        let activations = [residual, normed, delta, qkv, q, attn, gate_up, inner, logits];
-        work + activations.iter().map(|tensor| tensor.len_bytes()).sum::<usize>()
+        let inputs: usize = [normed, attn, inner].iter().map(|input| input.len_bytes()).sum();
+        let activations = [residual, delta, qkv, q, gate_up, logits];
+        work + inputs + activations.iter().map(|tensor| tensor.len_bytes()).sum::<usize>()
     }
 
     /// Refuses a workspace that was made for a decoder of another shape.
-    pub(crate) fn check(&self, settings: &DecoderSettings) -> Result<(), LlmError> {
+    pub(crate) fn check(&self, settings: &DecoderSettings, fp8: Fp8Inputs) -> Result<(), LlmError> {
         let width = |tensor: &Tensor| tensor.shape().row_len();
         let fits = width(&self.hidden.residual) == settings.hidden_size
             && width(&self.qkv) == settings.q_size() + 2 * settings.kv_size()
             && width(&self.q) == settings.q_size()
-            && width(&self.inner) == settings.intermediate_size
+            && width(&self.inner.float) == settings.intermediate_size
+            && self.fp8 == fp8
             && width(&self.logits) == settings.vocab_size;
         if fits { Ok(()) } else { Err(LlmError::WorkspaceMismatch) }
     }
@@ -128,7 +149,9 @@ impl Workspace {
     /// places with its like.
     pub(crate) fn keep_rows(&mut self, stream: &Stream, num_rows: usize, index: View<'_>) -> Result<(), LlmError> {
         let kept = index.shape().num_elements();
-        for (from, to) in [(&mut self.hidden.residual, &mut self.hidden.normed), (&mut self.attn, &mut self.q)] {
+        for (from, to) in
+            [(&mut self.hidden.residual, &mut self.hidden.normed.float), (&mut self.attn.float, &mut self.q)]
+        {
             gather(stream, Gather { x: from.rows(0..num_rows)?, index, out: to.rows_mut(0..kept)? })?;
             std::mem::swap(from, to);
         }

@@ -30,8 +30,11 @@ impl Model {
     ) -> Result<Self, RuntimeError> {
         let Parts { device, config, defaults, max_model_len, processor, normalisation, weights } =
             Parts::open(folder, options, on_progress)?;
+        let kv_cache_dtype = options.kv_cache_dtype.unwrap_or(device.activation_dtype());
         let engine = Engine::builder()
             .model(config, weights)
+            .quantization(options.quantization)
+            .kv_cache_dtype(kv_cache_dtype)
             .generation_defaults(defaults.clone())
             .normalisation(normalisation)
             .device(device)

@@ -1,6 +1,7 @@
 //! How a model is loaded.
 
-use foveal_device::DeviceKind;
+use foveal_device::{DType, DeviceKind};
+use foveal_llm::Quantization;
 
 /// Where a model's weights come from; vLLM's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +32,10 @@ pub struct ModelOptions {
     pub threads: usize,
     /// Where the weights come from.
     pub load_format: LoadFormat,
+    /// In which format the decoder's weights run.
+    pub quantization: Quantization,
+    /// How keys and values are kept; `None` as the device computes.
+    pub kv_cache_dtype: Option<DType>,
     /// The most tokens of a conversation; `None` takes the model's length, at most
     /// [`foveal_engine::EngineBuilder::DEFAULT_MAX_MODEL_LEN`].
     pub max_model_len: Option<usize>,

@@ -1,7 +1,7 @@
 //! Comparing an installation with a reference file.
 
 use foveal_checkpoint::{ModelFolder, prefix};
-use foveal_device::{Device, Readback, Tensor};
+use foveal_device::{DType, Device, Readback, Tensor};
 use foveal_engine::{EngineBuilder, EngineError};
 use foveal_llm::{Batch, BatchLimits, Decoder, ImageRows, KvCache, KvLayout, LlmError, Workspace};
 use foveal_processor::{ChatRequest, ContentPart, Message, Processor, Role};
@@ -145,6 +145,7 @@ struct Verifier {
     processor: Processor,
     tower: VisionTower,
     decoder: Decoder,
+    kv_cache_dtype: DType,
 }
 
 /// What the tower gave for a prompt's pictures.
@@ -172,10 +173,12 @@ impl Verifier {
             Parts::open(folder, options, on_progress)?;
         // Before the weights: they are to go through it.
         let _pool = foveal_pinned::install(&device, EngineBuilder::DEFAULT_PINNED_BYTES);
-        let decoder = Decoder::load(&config, &weights, &device, max_model_len).map_err(EngineError::from)?;
+        let decoder = Decoder::load_quantized(&config, &weights, &device, max_model_len, options.quantization);
+        let decoder = decoder.map_err(EngineError::from)?;
+        let kv_cache_dtype = options.kv_cache_dtype.unwrap_or(device.activation_dtype());
         let tower = VisionTower::load(&config.vision, normalisation, &weights, &device).map_err(EngineError::from)?;
         weights.finish(&[prefix::ALL])?;
-        Ok(Self { device, processor, tower, decoder })
+        Ok(Self { device, processor, tower, decoder, kv_cache_dtype })
     }
 
     fn case(&self, case: &ReferenceCase, noise: f64) -> Result<CaseReport, RuntimeError> {
@@ -231,7 +234,7 @@ impl Verifier {
         let vocab_bytes = self.decoder.settings().vocab_size * size_of::<f32>();
         let mut run = Run {
             verifier: self,
-            cache: self.decoder.new_kv_cache(num_blocks, self.device.activation_dtype())?,
+            cache: self.decoder.new_kv_cache(num_blocks, self.kv_cache_dtype)?,
             workspace: self.decoder.new_workspace(limits)?,
             readback: Readback::new(&self.device, vocab_bytes)?,
             block_table: (0..num_blocks).map(|block| i32::try_from(block).unwrap_or(-1)).collect(),

@@ -167,6 +167,14 @@ pub(crate) struct RawMachine {
     /// auto reads the folder's weights; dummy makes random ones from config.json alone, to measure speed at full size
     #[arg(long, value_name = "FORMAT", default_value = "auto")]
     pub(crate) load_format: String,
+    /// fp8 rounds bf16 weights of the decoder while they are loaded, a scale for each channel; none runs the weights of an FP8
+    /// checkpoint in bf16, for cards without FP8 [default: as the checkpoint has them]
+    #[arg(long, value_name = "FORMAT")]
+    pub(crate) quantization: Option<String>,
+    /// auto (as the device computes), fp8 (half of bf16's memory; the checkpoint's scales, if it has any), bfloat16, float16
+    /// or float32; a GPU takes bfloat16 and fp8
+    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    pub(crate) kv_cache_dtype: String,
     /// Run every step without captured graphs. The results are the same; a CPU never has any
     #[arg(long)]
     pub(crate) enforce_eager: bool,

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use foveal_device::DeviceKind;
+use foveal_llm::{Quantization, parse_kv_cache_dtype};
 use foveal_runtime::{LoadFormat, ModelOptions};
 use foveal_types::SamplingParams;
 
@@ -185,7 +186,11 @@ fn overrides(raw: RawSampling) -> Result<SamplingOverrides, UsageError> {
 }
 
 fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
-    let RawMachine { device, threads, max_model_len, min_pixels, max_pixels, load_format, enforce_eager: _ } = raw;
+    let RawMachine { device, threads, max_model_len, min_pixels, max_pixels, load_format, .. } = raw;
+    let quantization = raw.quantization.as_deref().map_or(Ok(Quantization::AsStored), str::parse);
+    let quantization = quantization.map_err(|error| UsageError::new(format!("--quantization: {error}")))?;
+    let kv_cache_dtype = parse_kv_cache_dtype(&raw.kv_cache_dtype);
+    let kv_cache_dtype = kv_cache_dtype.map_err(|error| UsageError::new(format!("--kv-cache-dtype: {error}")))?;
     let load_format = match &load_format[..] {
         "auto" => LoadFormat::Auto,
         "dummy" => LoadFormat::Dummy { seed: LoadFormat::DUMMY_SEED },
@@ -206,5 +211,14 @@ fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
         return Err(UsageError::new(format!("--threads is {threads}; at most {MAX_THREADS} can be started")));
     }
     let device = device.parse::<DeviceKind>().map_err(|error| UsageError::new(format!("--device: {error}")))?;
-    Ok(ModelOptions { device, threads, load_format, max_model_len, min_pixels, max_pixels })
+    Ok(ModelOptions {
+        device,
+        threads,
+        load_format,
+        quantization,
+        kv_cache_dtype,
+        max_model_len,
+        min_pixels,
+        max_pixels,
+    })
 }
