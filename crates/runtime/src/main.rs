@@ -27,9 +27,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// Logs go to stderr, which answers and errors share: nothing is logged unless it is asked for.
+/// Logs go to stderr, which errors share: only warnings are logged unless more, or nothing, is asked for.
 fn start_logs() -> Result<(), CliError> {
-    let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "off".to_owned());
+    let directives = std::env::var(LOG_VARIABLE).unwrap_or_else(|_| "warn".to_owned());
     let filter = EnvFilter::try_new(&directives).map_err(|_| CliError::Log { variable: LOG_VARIABLE, directives })?;
     // A log that can't be written is no reason to fail: the subscriber would complain with `eprintln!`, which panics.
     let logs = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);

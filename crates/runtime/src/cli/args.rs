@@ -20,7 +20,7 @@ Examples:
   foveal doctor
       What this machine has for running on a GPU, what it lacks, and what mends that.
 
-Logs go to stderr and are off; FOVEAL_LOG=info or FOVEAL_LOG=foveal_engine=debug turns them on.
+Warnings go to stderr; FOVEAL_LOG=info or FOVEAL_LOG=foveal_engine=debug logs more, FOVEAL_LOG=off nothing.
 Exit status: 0 for an answer; 2 when the command line, the model folder, a picture or the request is wrong;
 1 when the device fails.";
 
