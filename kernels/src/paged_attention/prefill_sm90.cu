@@ -490,13 +490,23 @@ __device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], u64_t quer
     wgmma_commit();
 }
 
-// sums += weights * values, a group of its own.
+// sums += weights * values of the first KEYS keys, a group of its own.
+template <int KEYS>
 __device__ __forceinline__ void begin_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
 #pragma unroll
-    for (int step = 0; step < BLOCK_N / 16; ++step) {
+    for (int step = 0; step < KEYS / 16; ++step) {
         wgmma_registers<HEAD_DIM, KV_FP8, true>(sums, p[step], values + step * (16 * 128 / 16), true);
     }
     wgmma_commit();
+}
+
+// The same, from beginning to end.
+template <int KEYS>
+__device__ __forceinline__ void add_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
+    wgmma_fence();
+    begin_sums<KEYS>(sums, p, values);
+    wgmma_wait<0>();
+    hold(sums);
 }
 
 // A warpgroup's rows, through its own rows of the queries' tile, so that they leave as whole rows.
@@ -581,7 +591,19 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
         float sums[LANE_SUMS];
 #pragma unroll
         for (int i = 0; i < LANE_SUMS; ++i) sums[i] = 0.0f;
-        if (num > 0) {
+        if (item.count <= warpgroup * 64) {
+            // No rows: keeps the other's pace.
+            for (int n = 0; n < num; ++n, ++taken) {
+                wait_for_keys(taken);
+                is_through_with(places.k_empty[taken & 1]);
+                if (n > 0) {
+                    begin_turn();
+                    end_turn();
+                }
+                mbarrier_wait(bar(places.v_full[taken & 1]), taken >> 1 & 1);
+                is_through_with(places.v_empty[taken & 1]);
+            }
+        } else if (num > 0) {
             float s[LANE_SCORES], rescale[2];
             u32_t p[BLOCK_N / 16][4];
             wait_for_keys(taken);
@@ -604,7 +626,7 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
                 begin_scores(s, queries, descriptor_of(tiles.keys(next)));
                 mbarrier_wait(bar(places.v_full[stage]), is_odd);
                 wgmma_fence();
-                begin_sums(sums, p, descriptor_of(tiles.values(stage), COLUMN_BYTES));
+                begin_sums<BLOCK_N>(sums, p, descriptor_of(tiles.values(stage), COLUMN_BYTES));
                 end_turn();
                 wgmma_wait<1>();
                 hold(s);
@@ -625,10 +647,18 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
                 }
             }
             mbarrier_wait(bar(places.v_full[taken & 1]), taken >> 1 & 1);
-            wgmma_fence();
-            begin_sums(sums, p, descriptor_of(tiles.values(taken & 1), COLUMN_BYTES));
-            wgmma_wait<0>();
-            hold(sums);
+            // The last block is 48 keys longer than the item on average.
+            const u64_t values = descriptor_of(tiles.values(taken & 1), COLUMN_BYTES);
+            const int left = item.end - key;
+            if (left > 96) {
+                add_sums<128>(sums, p, values);
+            } else if (left > 64) {
+                add_sums<96>(sums, p, values);
+            } else if (left > 32) {
+                add_sums<64>(sums, p, values);
+            } else {
+                add_sums<32>(sums, p, values);
+            }
             is_through_with(places.v_empty[taken & 1]);
             ++taken;
         }
