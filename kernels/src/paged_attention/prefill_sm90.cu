@@ -50,11 +50,15 @@ enum {
 #ifndef TAKES_TURNS
 #define TAKES_TURNS 1
 #endif
+// Whether products read the queries from registers rather than from shared memory.
+#ifndef QUERIES_IN_REGISTERS
+#define QUERIES_IN_REGISTERS 0
+#endif
 
 #define PREFILL_THREADS 384
-// Of 64Ki registers, by setmaxnreg: 2 * CONSUMER + PRODUCER is three times what the launch gives.
-#define CONSUMER_REGISTERS 208
-#define PRODUCER_REGISTERS 88
+// By setmaxnreg: three times the 168 that the launch gives.
+#define CONSUMER_REGISTERS (!QUERIES_IN_REGISTERS ? 208 : KV_FP8 ? 216 : 224)
+#define PRODUCER_REGISTERS (504 - 2 * CONSUMER_REGISTERS)
 #define COLUMN_BYTES (128 * 128)
 #define OPERAND_BYTES (HEAD_DIM / 64 * COLUMN_BYTES)
 #define RAW_BYTES (BLOCK_N * HEAD_DIM)
@@ -310,7 +314,8 @@ __device__ __forceinline__ uint2 widen_e4m3x4(u32_t x) {
 
 // Raw rows become f16 at their place for the products, zeros from row `num` on; by 128 threads. Eight neighbouring lanes,
 // whose accesses the banks serve at once, read 128 bytes in a row or of two rows, and write eight different chunks.
-__device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num, int thread) {
+__device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
+    const int thread = fleeting_thread() - NUM_THREADS;
     constexpr int ROW_CHUNKS = HEAD_DIM / 16, STEP = 128 / ROW_CHUNKS;
     const int first = HEAD_DIM == 128 ? (thread >> 4) * 2 + (thread >> 2 & 1) : thread >> 2;
     const int chunk = HEAD_DIM == 128 ? (thread & 3) | ((thread >> 2 ^ thread >> 3) & 1) << 2 : thread & 3;
@@ -400,7 +405,7 @@ __device__ __forceinline__ void produce(const Operands& o, const u8_t* k_cache, 
                 const u32_t to = is_values ? tiles.values(stage) : tiles.keys(stage);
                 mbarrier_wait(bar(places.raw_full[i]), filled & 1);
                 mbarrier_wait(bar(is_values ? places.v_empty[stage] : places.k_empty[stage]), is_odd ^ 1);
-                widen(tiles.at(tiles.raw(is_values)), tiles.at(to), item.end - key, thread);
+                widen(tiles.at(tiles.raw(is_values)), tiles.at(to), item.end - key);
                 fence_async_shared();
                 mbarrier_arrive(bar(is_values ? places.v_full[stage] : places.k_full[stage]));
                 // The raw rows are through with.
@@ -480,12 +485,33 @@ __device__ __forceinline__ void pack_weights(u32_t (&p)[BLOCK_N / 16][4], const 
     }
 }
 
+// The 64 rows of queries of a warpgroup, as its products take them.
+struct Queries {
+#if QUERIES_IN_REGISTERS
+    u32_t at[HEAD_DIM / 16][4];
+    __device__ __forceinline__ explicit Queries(u32_t tile) {
+        const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane & 15);
+#pragma unroll
+        for (int step = 0; step < HEAD_DIM / 16; ++step) {
+            ldmatrix_x4(at[step], tile + swizzled<TILE_ROWS>(row, step * 2 + (lane >> 4)));
+        }
+    }
+#else
+    u64_t descriptor;
+    __device__ __forceinline__ explicit Queries(u32_t tile) : descriptor(descriptor_of(tile)) {}
+#endif
+};
+
 // s = queries * keys, a group of its own.
-__device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], u64_t queries, u64_t keys) {
+__device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], const Queries& queries, u64_t keys) {
 #pragma unroll
     for (int step = 0; step < HEAD_DIM / 16; ++step) {
         const int at = (step / 4 * COLUMN_BYTES + step % 4 * 32) / 16;
-        wgmma_shared<BLOCK_N, KV_FP8, false>(s, queries + at, keys + at, step > 0);
+#if QUERIES_IN_REGISTERS
+        wgmma_registers<BLOCK_N, KV_FP8, false>(s, queries.at[step], keys + at, step > 0);
+#else
+        wgmma_shared<BLOCK_N, KV_FP8, false>(s, queries.descriptor + at, keys + at, step > 0);
+#endif
     }
     wgmma_commit();
 }
@@ -586,7 +612,7 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
         const int seen0 = limit_of(o, item, first + lane / 4) - (lane & 3) * 2;
         const int seen1 = limit_of(o, item, first + 8 + lane / 4) - (lane & 3) * 2;
         const int fewest = limit_of(o, item, first);
-        const u64_t queries = descriptor_of(tiles.queries(place) + warpgroup * (64 * 128));
+        const Queries queries(tiles.queries(place) + warpgroup * (64 * 128));
         Rows rows = {{-INFINITY_F, -INFINITY_F}, {0.0f, 0.0f}};
         float sums[LANE_SUMS];
 #pragma unroll
