@@ -121,11 +121,12 @@ template <int ROWS> __device__ __forceinline__ u32_t swizzled(int row, int chunk
     return chunk / 8 * (ROWS * 128) + row * 128 + ((chunk ^ row) & 7) * 16;
 }
 // An operand at `tile` for a product; the descriptor counts in units of 16 bytes. If a tile's rows are what is summed
-// over (MN-major), `column_bytes` is the distance of its columns, and 16 rows on are + 128. If the elements of a row are
-// (K-major), `column_bytes` isn't looked at, and 16 elements on are + 2, as far as the column goes.
+// over (MN-major), `column_bytes` is the distance of its columns, and 16 rows on are + 128. If the elements of a row
+// are (K-major), `column_bytes` isn't looked at, and 16 elements on are + 2, as far as the column goes.
 __device__ __forceinline__ u64_t descriptor_of(u32_t tile, u32_t column_bytes = 16) {
     // 8 rows are 1024 bytes; 1 in the highest bits is the swizzle over 128 bytes.
-    return (u64_t)((tile & 0x3ffff) >> 4) | (u64_t)(column_bytes >> 4) << 16 | (u64_t)(1024 >> 4) << 32 | (u64_t)1 << 62;
+    const u64_t constant = (u64_t)(1024 >> 4) << 32 | (u64_t)1 << 62;
+    return constant | (tile & 0x3ffff) >> 4 | (column_bytes >> 4) << 16;
 }
 
 // ---- products of a warpgroup: d[64, N] (+)= a[64, 16] * b[16, N], float32 sums ----

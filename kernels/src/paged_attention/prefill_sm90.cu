@@ -2,8 +2,9 @@
 // TILE_ROWS packed rows holds here, with
 //   out[i, h] = out_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
 // q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 64 or 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
-// bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and the
-// 128-byte swizzle, or, with KV_FP8, of e4m3, which come by address: their scales are part of `scale` and `out_scale`.
+// bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and
+// the 128-byte swizzle, or, with KV_FP8, of e4m3, which come by address: their scales are part of `scale` and
+// `out_scale`.
 //
 // Mapping: a fixed grid of one block per SM takes items of the list's first queue, the longest first; the block's index
 // says which is its first, a counter which are the later ones. Three warpgroups:
@@ -12,8 +13,8 @@
 //     before the values of this one, so that the softmax runs beside a product; and the two take turns at beginning
 //     theirs, so that one's softmax runs beside the other's products.
 //   one of producers: a warp takes items and brings keys and values, the others queries (so those of an item come in
-//     while the one before is worked on). With KV_FP8 all of its warps widen keys and values to f16, which is exact, and
-//     queries and weights are f16 as well.
+//     while the one before is worked on). With KV_FP8 all of its warps widen keys and values to f16, which is exact,
+//     and queries and weights are f16 as well.
 // All of them meet at barriers in shared memory; items, queries, keys and values have two places each.
 //
 // Keys beyond an item's end may be NaN: their scores are replaced, their values zeros. Pages that it doesn't reach are
@@ -21,9 +22,14 @@
 //
 // Shared memory: 2 * (queries, keys, values) of OPERAND_BYTES, 192 KiB for heads of 128, with KV_FP8 the raw bytes of a
 // block of keys and values (32 KiB) beside; and a KiB to begin at a multiple of 1024 bytes.
-// Bound: 4 * HEAD_DIM FLOPs per row, head and key seen. A block of 128 keys is 2048 cycles of products per SM and 1024 of
-// 2^x, and reads 160 KiB of shared memory by the products, 1280 cycles; with KV_FP8 about 1000 more for widening.
+// Bound: 4 * HEAD_DIM FLOPs per row, head and key seen. A block of 128 keys is 2048 cycles of products per SM and 1024
+// of 2^x, and the products read 160 KiB of shared memory, 1280 cycles, of which QUERIES_IN_REGISTERS spares 256; with
+// KV_FP8 widening takes about 1000 more.
 // Numerics: as kernel.cu; with KV_FP8 queries beyond f16's range saturate.
+// Tried: fewer keys in an item's last block within the loop, by a branch around products: the assembler then waits for
+// each product before the next (it says so, C7511, C7515), so only the last sums, which are by themselves, are shorter.
+// What comes before the wait for the sums in the loop must end in a branch: in one block of instructions the assembler
+// moves the wait up before the softmax.
 #define BLOCK_N 128
 #define NUM_WARPS 8
 #define SYNC_WARPS() named_sync(BARRIER_CONSUMERS, 256)
@@ -57,7 +63,7 @@ enum {
 
 #define PREFILL_THREADS 384
 // By setmaxnreg: three times the 168 that the launch gives.
-#define CONSUMER_REGISTERS (!QUERIES_IN_REGISTERS ? 208 : KV_FP8 ? 216 : 224)
+#define CONSUMER_REGISTERS (QUERIES_IN_REGISTERS ? 224 : 208)
 #define PRODUCER_REGISTERS (504 - 2 * CONSUMER_REGISTERS)
 #define COLUMN_BYTES (128 * 128)
 #define OPERAND_BYTES (HEAD_DIM / 64 * COLUMN_BYTES)
@@ -183,12 +189,12 @@ __device__ __forceinline__ u32_t widen_bf16x2(u32_t x) {
     return pack_f16x2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
 }
 
-// The item's queries by THREADS threads; zeros where it has none.
+// The item's queries by the block's last THREADS threads; zeros where it has none.
 template <int THREADS>
-__device__ __forceinline__ void load_queries(const Operands& o, const Item& item, int head, u8_t* to, int thread) {
+__device__ __forceinline__ void load_queries(const Operands& o, const Item& item, int head, u8_t* to) {
     constexpr int ROW_CHUNKS = HEAD_DIM / 8;
 #pragma unroll 4
-    for (int i = thread; i < TILE_ROWS * ROW_CHUNKS; i += THREADS) {
+    for (int i = fleeting_thread() - (PREFILL_THREADS - THREADS); i < TILE_ROWS * ROW_CHUNKS; i += THREADS) {
         const int row = i / ROW_CHUNKS, chunk = i % ROW_CHUNKS;
         const i64_t place = place_of(o, item, head, row);
         int4 x = {0, 0, 0, 0};
@@ -284,13 +290,13 @@ __device__ __forceinline__ void produce_keys(const Operands& o, const TensorMap&
 }
 
 // The other producers.
-__device__ __forceinline__ void produce_queries(const Operands& o, Places& places, const Tiles& tiles, int thread) {
+__device__ __forceinline__ void produce_queries(const Operands& o, Places& places, const Tiles& tiles) {
     for (int turn = 0;; ++turn) {
         const int place = turn & 1;
         mbarrier_wait(bar(places.work_full[place]), turn >> 1 & 1);
         const Work& work = places.work[place];
         if (!work.is_end) {
-            load_queries<96>(o, work.item, work.head, tiles.at(tiles.queries(place)), thread);
+            load_queries<96>(o, work.item, work.head, tiles.at(tiles.queries(place)));
             fence_async_shared();
         }
         mbarrier_arrive(bar(places.q_full[place]));
@@ -312,8 +318,8 @@ __device__ __forceinline__ uint2 widen_e4m3x4(u32_t x) {
     return y;
 }
 
-// Raw rows become f16 at their place for the products, zeros from row `num` on; by 128 threads. Eight neighbouring lanes,
-// whose accesses the banks serve at once, read 128 bytes in a row or of two rows, and write eight different chunks.
+// Raw rows become f16 at their place for the products, zeros from row `num` on; by all producers. Eight neighbouring
+// lanes, whose accesses the banks serve at once, read 128 bytes of one row or two, and write eight different chunks.
 __device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
     const int thread = fleeting_thread() - NUM_THREADS;
     constexpr int ROW_CHUNKS = HEAD_DIM / 16, STEP = 128 / ROW_CHUNKS;
@@ -362,8 +368,8 @@ __device__ __forceinline__ void load_raw(const Operands& o, int head, const u8_t
 
 // All producers: the first warp takes items and begins copies.
 __device__ __forceinline__ void produce(const Operands& o, const u8_t* k_cache, const u8_t* v_cache, Places& places,
-                                        const Tiles& tiles, int thread) {
-    const bool is_first = thread < 32;
+                                        const Tiles& tiles) {
+    const bool is_first = threadIdx.x < NUM_THREADS + 32;
     Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
     if (is_first) read_item(o, next);
     int filled = 0;
@@ -390,7 +396,7 @@ __device__ __forceinline__ void produce(const Operands& o, const u8_t* k_cache, 
         int own = is_first ? own_block(o, item, item.begin) : 0;
         load(item, head, item.begin, own, false);
         load(item, head, item.begin, own, true);
-        load_queries<128>(o, item, head, tiles.at(tiles.queries(place)), thread);
+        load_queries<128>(o, item, head, tiles.at(tiles.queries(place)));
         fence_async_shared();
         mbarrier_arrive(bar(places.q_full[place]));
         for (int n = 0; n < num; ++n, ++filled) {
@@ -739,12 +745,12 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     if (warp >= NUM_WARPS) {
         lower_registers<PRODUCER_REGISTERS>();
 #if KV_FP8
-        produce(o, k_cache, v_cache, places, tiles, threadIdx.x - NUM_THREADS);
+        produce(o, k_cache, v_cache, places, tiles);
 #else
         if (warp == NUM_WARPS) {
             produce_keys(o, k_map, v_map, reinterpret_cast<const bf16_t*>(v_cache), places, tiles);
         } else {
-            produce_queries(o, places, tiles, threadIdx.x - NUM_THREADS - 32);
+            produce_queries(o, places, tiles);
         }
 #endif
     } else {
