@@ -28,8 +28,9 @@
 // Numerics: as kernel.cu; with KV_FP8 queries beyond f16's range saturate.
 // Tried: fewer keys in an item's last block within the loop, by a branch around products: the assembler then waits for
 // each product before the next (it says so, C7511, C7515), so only the last sums, which are by themselves, are shorter.
-// What comes before the wait for the sums in the loop must end in a branch: in one block of instructions the assembler
-// moves the wait up before the softmax.
+// In one block of instructions with the softmax, the assembler moves the wait for the sums up before it; behind a
+// branch, it moved the powers of 2 down after it where registers were few. Hence the place of the wait for keys in the
+// loop, and what is asked in the vote.
 #define BLOCK_N 128
 #define NUM_WARPS 8
 #define SYNC_WARPS() named_sync(BARRIER_CONSUMERS, 256)
@@ -480,7 +481,9 @@ __device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], float scale, Ro
         }
         rows.total[half] += total0 + total1;
     }
-    return __any_sync(0xffffffffu, is_raised);
+    // Totals are never below 0, which the assembler doesn't know: so it can't move the weights behind the vote, to
+    // after the next wait.
+    return __any_sync(0xffffffffu, is_raised || rows.total[0] + rows.total[1] < 0.0f);
 }
 
 // Weights as left operands of products with 16 values each.
@@ -666,7 +669,6 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
                 if (key + BLOCK_N > fewest) mask(s, seen0 - key, seen1 - key);
                 const bool is_raised = softmax(s, o.scale, rows, rescale);
                 // Here, so that the assembler, which keeps to branches, doesn't wait for the sums before the softmax.
-                hold(s);
                 if (n + 1 < num) wait_for_keys(taken + 1);
                 wgmma_wait<0>();
                 hold(sums);
