@@ -4,7 +4,11 @@
 #include "kv_fragments.cuh"
 #include "paged_work.cuh"
 
+// The warps that work on an item, the first of the block, and their barrier: prefill_sm90.cu has its own.
+#ifndef NUM_WARPS
 #define NUM_WARPS 4
+#define SYNC_WARPS() __syncthreads()
+#endif
 #define NUM_THREADS (32 * NUM_WARPS)
 // A warp's tile of keys of the decode body: within a page.
 #define DECODE_KEYS (HEAD_DIM > 64 && !KV_F8 ? 16 : 32)
@@ -208,14 +212,14 @@ __device__ __forceinline__ float2* total_of(const Operands& o, int slot, int row
 __device__ __forceinline__ bool is_last_split(const Operands& o, const Item& item, int head) {
     __shared__ int is_last;
     __threadfence();
-    __syncthreads();
+    SYNC_WARPS();
     if (threadIdx.x == 0) {
         i32_t* counter = o.counters + QUEUE_COUNTERS + slot_of(item, head, 0);
         is_last = atomicAdd(counter, 1) == item.num_splits - 1;
         if (is_last) *counter = 0;
         __threadfence();
     }
-    __syncthreads();
+    SYNC_WARPS();
     return is_last;
 }
 
@@ -235,7 +239,7 @@ __device__ __forceinline__ void merge_splits(const Operands& o, const Item& item
         total = warp_sum(total);
         for (int i = lane; i < num; i += 32) weights[row * num + i] *= total > 0.0f ? V_SCALE(o) / total : 0.0f;
     }
-    __syncthreads();
+    SYNC_WARPS();
     for (int i = threadIdx.x; i < item.count * (HEAD_DIM / 4); i += NUM_THREADS) {
         const int row = i / (HEAD_DIM / 4), column = i % (HEAD_DIM / 4) * 4;
         const i64_t place = place_of(o, item, head, row);

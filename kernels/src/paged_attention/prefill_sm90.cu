@@ -1,0 +1,762 @@
+// The prefill queue of paged_attention on Hopper, by products of warpgroups: what kernel.cu's header says of tiles of
+// TILE_ROWS packed rows holds here, with
+//   out[i, h] = out_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
+// q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 64 or 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
+// bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and
+// the 128-byte swizzle, or, with KV_FP8, of e4m3, which come by address: their scales are part of `scale` and
+// `out_scale`.
+//
+// Mapping: a fixed grid of one block per SM takes items of the list's first queue, the longest first; the block's index
+// says which is its first, a counter which are the later ones. Three warpgroups:
+//   two of consumers, each with 64 of an item's packed rows: scores of BLOCK_N keys are a product of shared memory with
+//     shared memory, weights go from registers into the product with V. The scores of the next block of keys are begun
+//     before the values of this one, so that the softmax runs beside a product; and the two take turns at beginning
+//     theirs, so that one's softmax runs beside the other's products.
+//   one of producers: a warp takes items and brings keys and values, the others queries (so those of an item come in
+//     while the one before is worked on). With KV_FP8 all of its warps widen keys and values to f16, which is exact,
+//     and queries and weights are f16 as well.
+// All of them meet at barriers in shared memory; items, queries, keys and values have two places each.
+//
+// Keys beyond an item's end may be NaN: their scores are replaced, their values zeros. Pages that it doesn't reach are
+// boxes outside of the matrix, hence zeros; a page that it reaches in part is copied row by row.
+//
+// Shared memory: 2 * (queries, keys, values) of OPERAND_BYTES, 192 KiB for heads of 128, with KV_FP8 the raw bytes of a
+// block of keys and values (32 KiB) beside; and a KiB to begin at a multiple of 1024 bytes.
+// Bound: 4 * HEAD_DIM FLOPs per row, head and key seen. A block of 128 keys is 2048 cycles of products per SM and 1024
+// of 2^x, and the products read 160 KiB of shared memory, 1280 cycles, of which QUERIES_IN_REGISTERS spares 256; with
+// KV_FP8 widening takes about 1000 more.
+// Numerics: as kernel.cu; with KV_FP8 queries beyond f16's range saturate.
+// Tried: fewer keys in an item's last block within the loop, by a branch around products: the assembler then waits for
+// each product before the next (it says so, C7511, C7515), so only the last sums, which are by themselves, are shorter.
+// In one block of instructions with the softmax, the assembler moves the wait for the sums up before it; behind a
+// branch, it moved the powers of 2 down after it where registers were few. Hence the place of the wait for keys in the
+// loop, and what is asked in the vote.
+#define BLOCK_N 128
+#define NUM_WARPS 8
+#define SYNC_WARPS() named_sync(BARRIER_CONSUMERS, 256)
+#include "attention.cuh"
+#include "hopper.cuh"
+
+// Named barriers: the two of the consumers' turns, all consumers, each consumer warpgroup, the producers.
+enum {
+    BARRIER_TURN = 1,
+    BARRIER_CONSUMERS = 3,
+    BARRIER_WARPGROUP = 4,
+    BARRIER_PRODUCERS = 6,
+};
+
+#include "paged_attention.cuh"
+
+#ifndef KV_FP8
+#define KV_FP8 0
+#endif
+#ifndef LAZY
+// A maximum is raised when it is exceeded by 2^LAZY: weights and sums stay far within float32, bf16 and f16.
+#define LAZY 8.0f
+#endif
+#ifndef TAKES_TURNS
+#define TAKES_TURNS 1
+#endif
+// Whether products read the queries from registers rather than from shared memory.
+#ifndef QUERIES_IN_REGISTERS
+#define QUERIES_IN_REGISTERS 0
+#endif
+
+#define PREFILL_THREADS 384
+// By setmaxnreg: three times the 168 that the launch gives.
+#define CONSUMER_REGISTERS (QUERIES_IN_REGISTERS ? 224 : 208)
+#define PRODUCER_REGISTERS (504 - 2 * CONSUMER_REGISTERS)
+#define COLUMN_BYTES (128 * 128)
+#define OPERAND_BYTES (HEAD_DIM / 64 * COLUMN_BYTES)
+#define RAW_BYTES (BLOCK_N * HEAD_DIM)
+#define PAGES (BLOCK_N / 32)
+// Numbers of a row that a consumer's lane holds, of sums and of scores.
+#define LANE_SUMS (HEAD_DIM / 2)
+#define LANE_SCORES (BLOCK_N / 2)
+
+static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "columns of 64 elements");
+static_assert(TILE_ROWS == 128 && BLOCK_N == 128, "a column of queries is as long as one of keys");
+
+// An item for the consumers.
+struct Work {
+    Item item;
+    int head;
+    int is_end;
+};
+
+struct Places {
+    Work work[2];
+    // A phase each time that a place is filled, or through with.
+    u64_t work_full[2], q_full[2], q_empty[2], k_full[2], k_empty[2], v_full[2], v_empty[2];
+    u64_t raw_full[2];  // of keys, of values
+};
+
+// Where the operands lie, from a multiple of 1024 bytes on.
+struct Tiles {
+    u8_t* shared;
+    u32_t address;
+    __device__ __forceinline__ u32_t queries(int place) const { return address + place * OPERAND_BYTES; }
+    __device__ __forceinline__ u32_t keys(int place) const { return queries(2 + place); }
+    __device__ __forceinline__ u32_t values(int place) const { return queries(4 + place); }
+    __device__ __forceinline__ u32_t raw(bool is_values) const { return queries(6) + (is_values ? RAW_BYTES : 0); }
+    __device__ __forceinline__ u8_t* at(u32_t where) const { return shared + (where - address); }
+};
+
+__device__ __forceinline__ u32_t bar(const u64_t& barrier) { return shared_address(&barrier); }
+
+__device__ __forceinline__ int num_blocks_of(const Item& item) {
+    return item.end > item.begin ? (item.end - item.begin + BLOCK_N - 1) / BLOCK_N : 0;
+}
+
+// ---- the queue, by one warp; every lane knows the index and holds an int of the item ----
+
+struct Next {
+    int index, num;
+    int ticket;  // lane 0's, of an index that the others don't know yet
+    int word;
+    enum { NONE, ASKED, KNOWN } state;
+};
+
+__device__ __forceinline__ void read_item(const Operands& o, Next& next) {
+    const int lane = threadIdx.x & 31, at = next.index / o.num_kv_heads;
+    next.word = 0;
+    if (next.index < next.num && at < o.max_items && lane < (int)(sizeof(Item) / 4)) {
+        next.word = o.list[HEADER_INTS + (i64_t)at * (sizeof(Item) / 4) + lane];
+    }
+    next.state = Next::KNOWN;
+}
+
+// Asks for another item without waiting. With no more items than blocks each block has its one, and nothing is counted;
+// otherwise each block asks until there is none, so that there are as many tickets as items and the last one sets the
+// counter back.
+__device__ __forceinline__ void ask(const Operands& o, Next& next) {
+    next.ticket = next.num;
+    if (next.num > gridDim.x && (threadIdx.x & 31) == 0) next.ticket = atomicAdd(o.counters + TAKEN_PREFILL, 1);
+    next.state = Next::ASKED;
+}
+
+__device__ __forceinline__ void hear(const Operands& o, Next& next) {
+    const int ticket = __shfl_sync(0xffffffffu, next.ticket, 0);
+    if (next.num > gridDim.x && ticket == next.num - 1 && (threadIdx.x & 31) == 0) o.counters[TAKEN_PREFILL] = 0;
+    next.index = next.num > gridDim.x ? gridDim.x + ticket : next.num;
+    read_item(o, next);
+}
+
+// Gives the next item with rows to all, in `work`, which is free.
+__device__ __forceinline__ void give(const Operands& o, Next& next, Work& work, u32_t work_full) {
+    const int lane = threadIdx.x & 31;
+    while (true) {
+        if (next.state == Next::NONE) ask(o, next);
+        if (next.state == Next::ASKED) hear(o, next);
+        next.state = Next::NONE;
+        const bool is_end = next.index >= next.num;
+        const int at = next.index / o.num_kv_heads;
+        __syncwarp();
+        if (lane < (int)(sizeof(Item) / 4)) reinterpret_cast<int*>(&work.item)[lane] = next.word;
+        __syncwarp();
+        if (!is_end && (at >= o.max_items || !is_sound(o, work.item, false) || work.item.count == 0)) continue;
+        __syncwarp();
+        if (lane == 0) {
+            // Keys that no block table can hold would only take time.
+            work.item.end = (int)min((i64_t)work.item.end, (i64_t)o.max_blocks * PAGE);
+            work.head = next.index % o.num_kv_heads;
+            work.is_end = is_end;
+            mbarrier_arrive(work_full);
+        }
+        __syncwarp();
+        return;
+    }
+}
+
+// In the midst of an item: asks for the next one late, so that blocks that are through first take the longer items, but
+// so early that it is known in time.
+__device__ __forceinline__ void look_ahead(const Operands& o, Next& next, int blocks_left) {
+    if (next.state == Next::ASKED) {
+        hear(o, next);
+    } else if (next.state == Next::NONE && blocks_left <= 3) {
+        ask(o, next);
+    }
+}
+
+// ---- producers ----
+
+__device__ __forceinline__ u32_t pack_f16x2(float low, float high) {
+    u32_t y;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+
+__device__ __forceinline__ u32_t widen_bf16x2(u32_t x) {
+    return pack_f16x2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+}
+
+// The item's queries by the block's last THREADS threads; zeros where it has none.
+template <int THREADS>
+__device__ __forceinline__ void load_queries(const Operands& o, const Item& item, int head, u8_t* to) {
+    constexpr int ROW_CHUNKS = HEAD_DIM / 8;
+#pragma unroll 4
+    for (int i = fleeting_thread() - (PREFILL_THREADS - THREADS); i < TILE_ROWS * ROW_CHUNKS; i += THREADS) {
+        const int row = i / ROW_CHUNKS, chunk = i % ROW_CHUNKS;
+        const i64_t place = place_of(o, item, head, row);
+        int4 x = {0, 0, 0, 0};
+        if (place >= 0) x = *reinterpret_cast<const int4*>(o.q + place + chunk * 8);
+        x.x ^= o.flip, x.y ^= o.flip, x.z ^= o.flip, x.w ^= o.flip;
+#if KV_FP8
+        x = int4{(int)widen_bf16x2(x.x), (int)widen_bf16x2(x.y), (int)widen_bf16x2(x.z), (int)widen_bf16x2(x.w)};
+#endif
+        *reinterpret_cast<int4*>(to + swizzled<TILE_ROWS>(row, chunk)) = x;
+    }
+}
+
+// The cache block of this lane's page (lane % PAGES) of a block of keys, or -1.
+__device__ __forceinline__ int own_block(const Operands& o, const Item& item, int key) {
+    const int block = block_of(o, item, key + (threadIdx.x & (PAGES - 1)) * 32);
+    return block < 0 ? -1 : block;
+}
+
+#if !KV_FP8
+// A warp's lanes: 32 rows of values from `from` on, zeros from row `num` on.
+__device__ __forceinline__ void load_part(u32_t to, const bf16_t* from, int num) {
+    const int lane = fleeting_thread() & 31;
+#pragma unroll
+    for (int i = 0; i < 32 * (HEAD_DIM / 8); i += 32) {
+        const int row = (i + lane) / (HEAD_DIM / 8), chunk = (i + lane) % (HEAD_DIM / 8);
+        cp_async16(to + swizzled<BLOCK_N>(row, chunk), from + row * HEAD_DIM + chunk * 8, row < num);
+    }
+    cp_async_commit();
+    cp_async_wait<0>();
+    fence_async_shared();
+    __syncwarp();
+}
+
+// The warp that takes items and brings keys and values.
+__device__ __forceinline__ void produce_keys(const Operands& o, const TensorMap& k_map, const TensorMap& v_map,
+                                             const bf16_t* v_cache, Places& places, const Tiles& tiles) {
+    Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
+    read_item(o, next);
+    int filled = 0;
+    for (int turn = 0;; ++turn) {
+        const int place = turn & 1;
+        Work& work = places.work[place];
+        mbarrier_wait(bar(places.q_empty[place]), (turn >> 1 & 1) ^ 1);
+        give(o, next, work, bar(places.work_full[place]));
+        if (work.is_end) return;
+        const Item& item = work.item;
+        const int head = work.head, num = num_blocks_of(item);
+        int own = own_block(o, item, item.begin);
+        for (int n = 0; n < num; ++n, ++filled) {
+            const int key = item.begin + n * BLOCK_N, stage = filled & 1, is_odd = filled >> 1 & 1;
+            int rows[PAGES];  // of the maps
+#pragma unroll
+            for (int i = 0; i < PAGES; ++i) {
+                const int block = __shfl_sync(0xffffffffu, own, i);
+                rows[i] = block < 0 ? -32 : (block * o.num_kv_heads + head) * PAGE + (key + i * 32) % PAGE;
+            }
+            own = own_block(o, item, key + BLOCK_N);
+            look_ahead(o, next, num - n);
+            const u32_t keys = tiles.keys(stage), values = tiles.values(stage);
+            const u32_t k_full = bar(places.k_full[stage]), v_full = bar(places.v_full[stage]);
+            mbarrier_wait(bar(places.k_empty[stage]), is_odd ^ 1);
+            if (elect_one()) {
+                mbarrier_arrive_expect(k_full, OPERAND_BYTES);
+#pragma unroll
+                for (int i = 0; i < PAGES * (HEAD_DIM / 64); ++i) {
+                    const int page = i % PAGES, column = i / PAGES;
+                    copy_box(keys + column * COLUMN_BYTES + page * 4096, k_map, column * 64, rows[page], k_full);
+                }
+            }
+            __syncwarp();
+            mbarrier_wait(bar(places.v_empty[stage]), is_odd ^ 1);
+            // Of the page that the item ends in.
+            const int end_page = item.end - key < BLOCK_N && item.end % 32 != 0 ? (item.end - key) / 32 : -1;
+            bool is_part = false;
+#pragma unroll
+            for (int i = 0; i < PAGES; ++i) {
+                if (i != end_page || rows[i] < 0) continue;
+                load_part(values + i * 4096, v_cache + (i64_t)rows[i] * HEAD_DIM, item.end % 32);
+                is_part = true;
+            }
+            if (elect_one()) {
+                mbarrier_arrive_expect(v_full, is_part ? OPERAND_BYTES - 32 * HEAD_DIM * 2 : OPERAND_BYTES);
+#pragma unroll
+                for (int i = 0; i < PAGES * (HEAD_DIM / 64); ++i) {
+                    const int page = i % PAGES, column = i / PAGES;
+                    if (is_part && page == end_page) continue;
+                    copy_box(values + column * COLUMN_BYTES + page * 4096, v_map, column * 64, rows[page], v_full);
+                }
+            }
+            __syncwarp();
+        }
+    }
+}
+
+// The other producers.
+__device__ __forceinline__ void produce_queries(const Operands& o, Places& places, const Tiles& tiles) {
+    for (int turn = 0;; ++turn) {
+        const int place = turn & 1;
+        mbarrier_wait(bar(places.work_full[place]), turn >> 1 & 1);
+        const Work& work = places.work[place];
+        if (!work.is_end) {
+            load_queries<96>(o, work.item, work.head, tiles.at(tiles.queries(place)));
+            fence_async_shared();
+        }
+        mbarrier_arrive(bar(places.q_full[place]));
+        if (work.is_end) return;
+    }
+}
+#else
+// Four e4m3 as two pairs of f16.
+__device__ __forceinline__ uint2 widen_e4m3x4(u32_t x) {
+    uint2 y;
+    asm("{\n"
+        ".reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+        "}"
+        : "=r"(y.x), "=r"(y.y)
+        : "r"(x));
+    return y;
+}
+
+// Raw rows become f16 at their place for the products, zeros from row `num` on; by all producers. Eight neighbouring
+// lanes, whose accesses the banks serve at once, read 128 bytes of one row or two, and write eight different chunks.
+__device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
+    const int thread = fleeting_thread() - NUM_THREADS;
+    constexpr int ROW_CHUNKS = HEAD_DIM / 16, STEP = 128 / ROW_CHUNKS;
+    const int first = HEAD_DIM == 128 ? (thread >> 4) * 2 + (thread >> 2 & 1) : thread >> 2;
+    const int chunk = HEAD_DIM == 128 ? (thread & 3) | ((thread >> 2 ^ thread >> 3) & 1) << 2 : thread & 3;
+#pragma unroll 4
+    for (int row = first; row < BLOCK_N; row += STEP) {
+        uint4 x = *reinterpret_cast<const uint4*>(raw + row * HEAD_DIM + chunk * 16);
+        if (row >= num) x = uint4{0, 0, 0, 0};
+        const uint2 a = widen_e4m3x4(x.x), b = widen_e4m3x4(x.y), c = widen_e4m3x4(x.z), d = widen_e4m3x4(x.w);
+        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2)) = uint4{a.x, a.y, b.x, b.y};
+        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2 + 1)) = uint4{c.x, c.y, d.x, d.y};
+    }
+}
+
+// Begins to bring the raw rows of a block of keys; by one warp. A page that isn't there is zeros.
+__device__ __forceinline__ void load_raw(const Operands& o, int head, const u8_t* cache, int key, int own, u8_t* to,
+                                         u32_t to_address, u32_t full) {
+    const int lane = threadIdx.x & 31;
+    constexpr u32_t BYTES = 32 * HEAD_DIM;
+    u32_t bytes = 0;
+    int blocks[PAGES];
+#pragma unroll
+    for (int i = 0; i < PAGES; ++i) {
+        blocks[i] = __shfl_sync(0xffffffffu, own, i);
+        if (blocks[i] >= 0) {
+            bytes += BYTES;
+        } else {
+            for (u32_t at = lane * 16; at < BYTES; at += 512) {
+                *reinterpret_cast<uint4*>(to + i * BYTES + at) = uint4{0, 0, 0, 0};
+            }
+        }
+    }
+    __syncwarp();
+    if (elect_one()) {
+        mbarrier_arrive_expect(full, bytes);
+#pragma unroll
+        for (int i = 0; i < PAGES; ++i) {
+            if (blocks[i] < 0) continue;
+            const i64_t row = ((i64_t)blocks[i] * o.num_kv_heads + head) * PAGE + (key + i * 32) % PAGE;
+            copy_bulk(to_address + i * BYTES, cache + row * HEAD_DIM, BYTES, full);
+        }
+    }
+    __syncwarp();
+}
+
+// All producers: the first warp takes items and begins copies.
+__device__ __forceinline__ void produce(const Operands& o, const u8_t* k_cache, const u8_t* v_cache, Places& places,
+                                        const Tiles& tiles) {
+    const bool is_first = threadIdx.x < NUM_THREADS + 32;
+    Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
+    if (is_first) read_item(o, next);
+    int filled = 0;
+    const auto load = [&](const Item& item, int head, int key, int own, bool is_values) {
+        if (is_first && key < item.end) {
+            load_raw(o, head, is_values ? v_cache : k_cache, key, own, tiles.at(tiles.raw(is_values)),
+                     tiles.raw(is_values), bar(places.raw_full[is_values]));
+        }
+    };
+    for (int turn = 0;; ++turn) {
+        const int place = turn & 1;
+        Work& work = places.work[place];
+        if (is_first) {
+            mbarrier_wait(bar(places.q_empty[place]), (turn >> 1 & 1) ^ 1);
+            give(o, next, work, bar(places.work_full[place]));
+        }
+        named_sync(BARRIER_PRODUCERS, 128);
+        if (work.is_end) {
+            mbarrier_arrive(bar(places.q_full[place]));
+            return;
+        }
+        const Item& item = work.item;
+        const int head = work.head, num = num_blocks_of(item);
+        int own = is_first ? own_block(o, item, item.begin) : 0;
+        load(item, head, item.begin, own, false);
+        load(item, head, item.begin, own, true);
+        load_queries<128>(o, item, head, tiles.at(tiles.queries(place)));
+        fence_async_shared();
+        mbarrier_arrive(bar(places.q_full[place]));
+        for (int n = 0; n < num; ++n, ++filled) {
+            const int key = item.begin + n * BLOCK_N, stage = filled & 1, is_odd = filled >> 1 & 1;
+            if (is_first) {
+                own = own_block(o, item, key + BLOCK_N);
+                look_ahead(o, next, num - n);
+            }
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const bool is_values = i == 1;
+                const u32_t to = is_values ? tiles.values(stage) : tiles.keys(stage);
+                mbarrier_wait(bar(places.raw_full[i]), filled & 1);
+                mbarrier_wait(bar(is_values ? places.v_empty[stage] : places.k_empty[stage]), is_odd ^ 1);
+                widen(tiles.at(tiles.raw(is_values)), tiles.at(to), item.end - key);
+                fence_async_shared();
+                mbarrier_arrive(bar(is_values ? places.v_full[stage] : places.k_full[stage]));
+                // The raw rows are through with.
+                named_sync(BARRIER_PRODUCERS, 128);
+                load(item, head, key + BLOCK_N, own, is_values);
+            }
+        }
+    }
+}
+#endif
+
+// ---- consumers ----
+
+struct Rows {
+    float max[2];    // of scale * score, at most 2^LAZY too small
+    float total[2];  // this lane's share
+};
+
+// Scores of keys that a row doesn't see don't count; `num_seen` of the lane's two rows from its first key on.
+__device__ __forceinline__ void mask(float (&s)[LANE_SCORES], int num_seen0, int num_seen1) {
+#pragma unroll
+    for (int n = 0; n < BLOCK_N / 8; ++n) {
+        if (n * 8 >= num_seen0) s[n * 4] = -INFINITY_F;
+        if (n * 8 + 1 >= num_seen0) s[n * 4 + 1] = -INFINITY_F;
+        if (n * 8 >= num_seen1) s[n * 4 + 2] = -INFINITY_F;
+        if (n * 8 + 1 >= num_seen1) s[n * 4 + 3] = -INFINITY_F;
+    }
+}
+
+// Scores become weights; whether a maximum of the warp's rows has risen, hence sums are to be multiplied by `rescale`.
+__device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], float scale, Rows& rows, float (&rescale)[2]) {
+    bool is_raised = false;
+    float base[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        // Two chains, and two of totals below: one would wait for each of its own results.
+        float top0 = s[half * 2], top1 = s[half * 2 + 1];
+#pragma unroll
+        for (int n = 1; n < BLOCK_N / 8; ++n) {
+            top0 = fmaxf(top0, s[n * 4 + half * 2]);
+            top1 = fmaxf(top1, s[n * 4 + half * 2 + 1]);
+        }
+        const float top = quad_max(fmaxf(top0, top1)) * scale;
+        rescale[half] = 1.0f;
+        // Of two infinities below, neither is above the other.
+        if (top > rows.max[half] + LAZY) {
+            rescale[half] = ex2(rows.max[half] - top);
+            rows.max[half] = top;
+            rows.total[half] *= rescale[half];
+            is_raised = true;
+        }
+        // A row that has seen no key yet keeps weights of 0.
+        base[half] = rows.max[half] == -INFINITY_F ? 0.0f : -rows.max[half];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        float total0 = 0.0f, total1 = 0.0f;
+#pragma unroll
+        for (int n = 0; n < BLOCK_N / 8; ++n) {
+            float& x = s[n * 4 + half * 2];
+            float& y = s[n * 4 + half * 2 + 1];
+            x = ex2(fmaf(x, scale, base[half]));
+            y = ex2(fmaf(y, scale, base[half]));
+            total0 += x;
+            total1 += y;
+        }
+        rows.total[half] += total0 + total1;
+    }
+    // Totals are never below 0, which the assembler doesn't know: so it can't move the weights behind the vote, to
+    // after the next wait.
+    return __any_sync(0xffffffffu, is_raised || rows.total[0] + rows.total[1] < 0.0f);
+}
+
+// Weights as left operands of products with 16 values each.
+__device__ __forceinline__ void pack_weights(u32_t (&p)[BLOCK_N / 16][4], const float (&s)[LANE_SCORES]) {
+#pragma unroll
+    for (int i = 0; i < LANE_SCORES; i += 2) {
+        p[i / 8][i / 2 % 4] = KV_FP8 ? pack_f16x2(s[i], s[i + 1]) : pack_bf16x2(s[i], s[i + 1]);
+    }
+}
+
+// The 64 rows of queries of a warpgroup, as its products take them.
+struct Queries {
+#if QUERIES_IN_REGISTERS
+    u32_t at[HEAD_DIM / 16][4];
+    __device__ __forceinline__ explicit Queries(u32_t tile) {
+        const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane & 15);
+#pragma unroll
+        for (int step = 0; step < HEAD_DIM / 16; ++step) {
+            ldmatrix_x4(at[step], tile + swizzled<TILE_ROWS>(row, step * 2 + (lane >> 4)));
+        }
+    }
+#else
+    u64_t descriptor;
+    __device__ __forceinline__ explicit Queries(u32_t tile) : descriptor(descriptor_of(tile)) {}
+#endif
+};
+
+// s = queries * keys, a group of its own.
+__device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], const Queries& queries, u64_t keys) {
+#pragma unroll
+    for (int step = 0; step < HEAD_DIM / 16; ++step) {
+        const int at = (step / 4 * COLUMN_BYTES + step % 4 * 32) / 16;
+#if QUERIES_IN_REGISTERS
+        wgmma_registers<BLOCK_N, KV_FP8, false>(s, queries.at[step], keys + at, step > 0);
+#else
+        wgmma_shared<BLOCK_N, KV_FP8, false>(s, queries.descriptor + at, keys + at, step > 0);
+#endif
+    }
+    wgmma_commit();
+}
+
+// sums += weights * values of the first KEYS keys, a group of its own.
+template <int KEYS>
+__device__ __forceinline__ void begin_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
+#pragma unroll
+    for (int step = 0; step < KEYS / 16; ++step) {
+        wgmma_registers<HEAD_DIM, KV_FP8, true>(sums, p[step], values + step * (16 * 128 / 16), true);
+    }
+    wgmma_commit();
+}
+
+// The same, from beginning to end.
+template <int KEYS>
+__device__ __forceinline__ void add_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
+    wgmma_fence();
+    begin_sums<KEYS>(sums, p, values);
+    wgmma_wait<0>();
+    hold(sums);
+}
+
+// A warpgroup's rows, through its own rows of the queries' tile, so that they leave as whole rows.
+__device__ __forceinline__ void store_rows(const Operands& o, const Item& item, int head, u8_t* queries, int warpgroup,
+                                           float out_scale, const Rows& rows, const float (&sums)[LANE_SUMS]) {
+    const int lane = threadIdx.x & 31, first = (threadIdx.x >> 5) * 16;
+    // The products of all four warps are through with the queries.
+    named_sync(BARRIER_WARPGROUP + warpgroup, 128);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float total = quad_sum(rows.total[half]);
+        const float factor = total > 0.0f ? out_scale / total : 0.0f;
+        const int row = first + half * 8 + lane / 4;
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; ++n) {
+            *reinterpret_cast<u32_t*>(queries + swizzled<TILE_ROWS>(row, n) + (lane & 3) * 4) =
+                pack_bf16x2(sums[n * 4 + half * 2] * factor, sums[n * 4 + half * 2 + 1] * factor);
+        }
+    }
+    __syncwarp();
+#pragma unroll 4
+    for (int i = lane; i < 16 * (HEAD_DIM / 8); i += 32) {
+        const int row = first + i / (HEAD_DIM / 8), chunk = i % (HEAD_DIM / 8);
+        const i64_t place = place_of(o, item, head, row);
+        if (place < 0) continue;
+        *reinterpret_cast<int4*>(o.out + place + chunk * 8) =
+            *reinterpret_cast<const int4*>(queries + swizzled<TILE_ROWS>(row, chunk));
+    }
+}
+
+// A warp's 16 rows of one split.
+__device__ __forceinline__ void store_partial(const Operands& o, const Item& item, int head, float out_scale,
+                                              const Rows& rows, const float (&sums)[LANE_SUMS]) {
+    const int lane = threadIdx.x & 31, slot = slot_of(item, head, item.split);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const float total = quad_sum(rows.total[half]);
+        const int row = (threadIdx.x >> 5) * 16 + half * 8 + lane / 4;
+        if (row >= item.count) continue;
+        if ((lane & 3) == 0) *total_of(o, slot, row) = make_float2(rows.max[half], total);
+        float* to = sums_of(o, slot, row) + (lane & 3) * 2;
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / 8; ++n) {
+            *reinterpret_cast<float2*>(to + n * 8) =
+                make_float2(sums[n * 4 + half * 2] * out_scale, sums[n * 4 + half * 2 + 1] * out_scale);
+        }
+    }
+}
+
+// One of the two consumer warpgroups.
+__device__ __forceinline__ void consume(const Operands& o, Places& places, const Tiles& tiles, int warpgroup,
+                                        float out_scale) {
+    const int lane = threadIdx.x & 31, first = (threadIdx.x >> 5) * 16;
+    // By the warp's first lane, after its last access.
+    const auto is_through_with = [&](u64_t& empty) {
+        if (lane == 0) mbarrier_arrive(bar(empty));
+    };
+    const auto wait_for_keys = [&](int n) { mbarrier_wait(bar(places.k_full[n & 1]), n >> 1 & 1); };
+    const auto begin_turn = [&] {
+        if (TAKES_TURNS) named_sync(BARRIER_TURN + warpgroup, 256);
+    };
+    const auto end_turn = [&] {
+        if (TAKES_TURNS) named_arrive(BARRIER_TURN + (warpgroup ^ 1), 256);
+    };
+    // The first turn is the first warpgroup's.
+    if (TAKES_TURNS && warpgroup == 0) named_arrive(BARRIER_TURN, 256);
+    int taken = 0;
+    for (int turn = 0;; ++turn) {
+        const int place = turn & 1;
+        mbarrier_wait(bar(places.q_full[place]), turn >> 1 & 1);
+        const Work& work = places.work[place];
+        if (work.is_end) return;
+        const Item& item = work.item;
+        const int num = num_blocks_of(item);
+        // From the first key of the lane on; every key below `fewest` is seen by all of the warp's rows.
+        int key = item.begin;
+        const int seen0 = limit_of(o, item, first + lane / 4) - (lane & 3) * 2;
+        const int seen1 = limit_of(o, item, first + 8 + lane / 4) - (lane & 3) * 2;
+        const int fewest = limit_of(o, item, first);
+        const Queries queries(tiles.queries(place) + warpgroup * (64 * 128));
+        Rows rows = {{-INFINITY_F, -INFINITY_F}, {0.0f, 0.0f}};
+        float sums[LANE_SUMS];
+#pragma unroll
+        for (int i = 0; i < LANE_SUMS; ++i) sums[i] = 0.0f;
+        if (item.count <= warpgroup * 64) {
+            // No rows: keeps the other's pace.
+            for (int n = 0; n < num; ++n, ++taken) {
+                wait_for_keys(taken);
+                is_through_with(places.k_empty[taken & 1]);
+                if (n > 0) {
+                    begin_turn();
+                    end_turn();
+                }
+                mbarrier_wait(bar(places.v_full[taken & 1]), taken >> 1 & 1);
+                is_through_with(places.v_empty[taken & 1]);
+            }
+        } else if (num > 0) {
+            float s[LANE_SCORES], rescale[2];
+            u32_t p[BLOCK_N / 16][4];
+            wait_for_keys(taken);
+            wgmma_fence();
+            begin_scores(s, queries, descriptor_of(tiles.keys(taken & 1)));
+            wgmma_wait<0>();
+            hold(s);
+            is_through_with(places.k_empty[taken & 1]);
+            if (key + BLOCK_N > fewest) mask(s, seen0 - key, seen1 - key);
+            softmax(s, o.scale, rows, rescale);
+            pack_weights(p, s);
+            if (num > 1) wait_for_keys(taken + 1);
+            for (int n = 1; n < num; ++n) {
+                const int stage = taken & 1, is_odd = taken >> 1 & 1;
+                key += BLOCK_N;
+                ++taken;
+                const int next = taken & 1;
+                begin_turn();
+                wgmma_fence();
+                begin_scores(s, queries, descriptor_of(tiles.keys(next)));
+                mbarrier_wait(bar(places.v_full[stage]), is_odd);
+                wgmma_fence();
+                begin_sums<BLOCK_N>(sums, p, descriptor_of(tiles.values(stage), COLUMN_BYTES));
+                end_turn();
+                wgmma_wait<1>();
+                hold(s);
+                is_through_with(places.k_empty[next]);
+                if (key + BLOCK_N > fewest) mask(s, seen0 - key, seen1 - key);
+                const bool is_raised = softmax(s, o.scale, rows, rescale);
+                // Here, so that the assembler, which keeps to branches, doesn't wait for the sums before the softmax.
+                if (n + 1 < num) wait_for_keys(taken + 1);
+                wgmma_wait<0>();
+                hold(sums);
+                hold(p);
+                is_through_with(places.v_empty[stage]);
+                pack_weights(p, s);
+                if (is_raised) {
+#pragma unroll
+                    for (int i = 0; i < LANE_SUMS; ++i) sums[i] *= rescale[i >> 1 & 1];
+                }
+            }
+            mbarrier_wait(bar(places.v_full[taken & 1]), taken >> 1 & 1);
+            // The last block is 48 keys longer than the item on average.
+            const u64_t values = descriptor_of(tiles.values(taken & 1), COLUMN_BYTES);
+            const int left = item.end - key;
+            if (left > 96) {
+                add_sums<128>(sums, p, values);
+            } else if (left > 64) {
+                add_sums<96>(sums, p, values);
+            } else if (left > 32) {
+                add_sums<64>(sums, p, values);
+            } else {
+                add_sums<32>(sums, p, values);
+            }
+            is_through_with(places.v_empty[taken & 1]);
+            ++taken;
+        }
+        u8_t* const own = tiles.at(tiles.queries(place));
+        if (item.num_splits == 1) {
+            store_rows(o, item, work.head, own, warpgroup, out_scale, rows, sums);
+        } else {
+            store_partial(o, item, work.head, out_scale, rows, sums);
+            if (is_last_split(o, item, work.head)) {
+                merge_splits(o, item, work.head, reinterpret_cast<float*>(own));
+            }
+        }
+        __syncwarp();
+        is_through_with(places.q_empty[place]);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
+    paged_attention_prefill(const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
+                            const bf16_t* __restrict__ q, const u8_t* __restrict__ k_cache,
+                            const u8_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
+                            const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
+                            bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
+                            int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip,
+                            float out_scale) {
+    extern __shared__ __align__(1024) u8_t unaligned[];
+    __shared__ Places places;
+    Operands o = {};
+    o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials, o.out = out;
+    o.num_rows = num_rows, o.num_kv_heads = num_kv_heads, o.group = group, o.num_blocks = num_blocks;
+    o.num_seqs = num_seqs, o.max_blocks = max_blocks, o.max_items = max_items, o.max_slots = max_slots;
+    o.scale = scale_log2, o.flip = flip;
+    u8_t* const shared = unaligned + (-shared_address(unaligned) & 1023);
+    const Tiles tiles = {shared, shared_address(shared)};
+    if (threadIdx.x == 0) {
+        const u32_t producers = KV_FP8 ? 128 : 1;
+        for (int i = 0; i < 2; ++i) {
+            mbarrier_init(bar(places.work_full[i]), 1);
+            mbarrier_init(bar(places.q_full[i]), KV_FP8 ? 128 : 96);
+            mbarrier_init(bar(places.q_empty[i]), NUM_WARPS);
+            mbarrier_init(bar(places.k_full[i]), producers);
+            mbarrier_init(bar(places.v_full[i]), producers);
+            mbarrier_init(bar(places.k_empty[i]), NUM_WARPS);
+            mbarrier_init(bar(places.v_empty[i]), NUM_WARPS);
+            mbarrier_init(bar(places.raw_full[i]), 1);
+        }
+        mbarrier_init_fence();
+    }
+    __syncthreads();
+    // The same in all lanes of a warp, and known to be so.
+    const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0);
+    if (warp >= NUM_WARPS) {
+        lower_registers<PRODUCER_REGISTERS>();
+#if KV_FP8
+        produce(o, k_cache, v_cache, places, tiles);
+#else
+        if (warp == NUM_WARPS) {
+            produce_keys(o, k_map, v_map, reinterpret_cast<const bf16_t*>(v_cache), places, tiles);
+        } else {
+            produce_queries(o, places, tiles);
+        }
+#endif
+    } else {
+        raise_registers<CONSUMER_REGISTERS>();
+        consume(o, places, tiles, warp >> 2, out_scale);
+    }
+}
