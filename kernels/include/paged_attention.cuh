@@ -92,11 +92,14 @@ __device__ __forceinline__ int num_started(int own, int num, int other, int num_
     return min(own, num) + max(0, other - num_other);
 }
 
+// Items of the first queue that are this kernel's: none where prefill_sm90.cu has done them (TAKES_PREFILL 0).
+__device__ __forceinline__ int num_prefill_of(const Operands& o) { return TAKES_PREFILL ? o.list[NUM_PREFILL] : 0; }
+
 // The first item (`is_first`) or another; by one thread.
 __device__ __forceinline__ void take_next(const Operands& o, bool is_first, Taken& taken) {
     const int half = (gridDim.x + 1) / 2;
     const bool is_back = blockIdx.x >= half;
-    const int num[2] = {o.list[NUM_PREFILL] * o.num_kv_heads, o.list[NUM_DECODE] * o.num_kv_heads};
+    const int num[2] = {num_prefill_of(o) * o.num_kv_heads, o.list[NUM_DECODE] * o.num_kv_heads};
     const int ctas[2] = {half, (int)gridDim.x - half};
     taken.kind = NOTHING;
     if (is_first) {

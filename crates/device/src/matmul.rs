@@ -74,7 +74,7 @@ pub struct F8Product {
 /// elements of `weight`.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockScales<'a> {
-    /// `[ceil(k / 128), m rounded up to a multiple of 4]`
+    /// `[ceil(k / 128), m]`, m a multiple of 4.
     pub x: View<'a>,
     /// `[ceil(n / 128), ceil(k / 128)]`, the columns a multiple of 4.
     pub weight: View<'a>,
@@ -165,11 +165,11 @@ impl MatmulShape {
             };
         };
         let (rows, columns) = (self.n.div_ceil(BLOCK), self.k.div_ceil(BLOCK));
-        if !columns.is_multiple_of(4) {
-            return Err(self.refused("with block scales k must be a multiple of 512"));
+        if !columns.is_multiple_of(4) || !self.m.is_multiple_of(4) {
+            return Err(self.refused("with block scales k must be a multiple of 512, m of 4"));
         }
         let weight = self.operand("the scales of weight", &scales.weight, DType::F32, [rows, columns])?;
-        let x = self.operand("the scales of x", &scales.x, DType::F32, [columns, self.m.next_multiple_of(4)])?;
+        let x = self.operand("the scales of x", &scales.x, DType::F32, [columns, self.m])?;
         Ok([weight, x])
     }
 }

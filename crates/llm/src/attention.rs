@@ -55,7 +55,7 @@ impl Attention {
     /// Projects the normalised rows, turns q and k, and stores k and v: `normed -> q`, and the cache.
     pub(crate) fn store(&self, step: &Step<'_>, cache: &mut PagedLayer, ws: &mut Workspace) -> Result<(), LlmError> {
         let (n, settings) = (step.num_rows(), step.settings);
-        self.qkv_proj.forward(step.stream, n, &ws.hidden.normed, ws.qkv.rows_mut(0..n)?)?;
+        self.qkv_proj.forward(step.stream, n, &ws.hidden.normed, &mut ws.qkv)?;
         let norm = self.qk_norm.as_ref().map(|norm| QkNorm {
             q_weight: norm.q.view(),
             k_weight: norm.k.view(),
@@ -105,7 +105,7 @@ impl Attention {
     /// Back to hidden states, for the first `n` rows: `attn -> delta`.
     pub(crate) fn project(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
         ws.attn.round(stream, n, self.o_proj.input_form())?;
-        self.o_proj.forward(stream, n, &ws.attn, ws.hidden.delta.rows_mut(0..n)?)
+        self.o_proj.forward(stream, n, &ws.attn, &mut ws.hidden.delta)
     }
 
     /// A float cache has none.

@@ -216,7 +216,7 @@ impl Decoder {
         let delta = Delta { scales: layer.mlp.down_proj.output_scales(&ws.inner, kept)?, deepstack };
         let form = self.weights.lm_head.input_form();
         self.norm(&self.weights.norm).forward(step.stream, kept, Some(delta), form, &mut ws.hidden)?;
-        self.weights.lm_head.forward(step.stream, kept, &ws.hidden.normed, ws.logits.rows_mut(0..kept)?)
+        self.weights.lm_head.forward(step.stream, kept, &ws.hidden.normed, &mut ws.logits)
     }
 
     /// From the attention's output to the MLP's, for the first `n` rows.

@@ -25,10 +25,10 @@ impl Mlp {
         n: usize,
         ws: &mut Workspace,
     ) -> Result<(), LlmError> {
-        self.gate_up_proj.forward(stream, n, &ws.hidden.normed, ws.gate_up.rows_mut(0..n)?)?;
+        self.gate_up_proj.forward(stream, n, &ws.hidden.normed, &mut ws.gate_up)?;
         let scales = self.gate_up_proj.output_scales(&ws.hidden.normed, n)?;
         let (quantize, out) = ws.inner.write(n, self.down_proj.input_form())?;
         gated(stream, Gated { gate_up: ws.gate_up.rows(0..n)?, scales, kind, quantize, out })?;
-        self.down_proj.forward(stream, n, &ws.inner, ws.hidden.delta.rows_mut(0..n)?)
+        self.down_proj.forward(stream, n, &ws.inner, &mut ws.hidden.delta)
     }
 }

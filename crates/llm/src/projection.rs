@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use foveal_device::{Stream, Tensor, View, ViewMut};
+use foveal_device::{Stream, Tensor, View};
 use foveal_kernels::linear::{BlockScales, Linear, linear, tune};
 use foveal_kernels::quantize::Scales;
 
@@ -84,13 +84,13 @@ impl Projection {
     }
 
     /// `out = x · weightᵀ + bias` for the first `n` rows of `input`, but for [`Projection::output_scales`] and
-    /// [`Projection::output_bias`]; out `[n, sum of n_i]`.
+    /// [`Projection::output_bias`]; out `[max_tokens, sum of n_i]`, of which a few rows beyond `n` may be written, too.
     pub(crate) fn forward(
         &self,
         stream: &Stream,
         n: usize,
         input: &ProjectionInput,
-        out: ViewMut<'_>,
+        out: &mut Tensor,
     ) -> Result<(), LlmError> {
         self.with_operands(n, input, out, |args| Ok(linear(stream, args)?))
     }
@@ -102,7 +102,7 @@ impl Projection {
         stream: &Stream,
         n: usize,
         input: &ProjectionInput,
-        out: ViewMut<'_>,
+        out: &mut Tensor,
         others: &[&Projection],
     ) -> Result<(), LlmError> {
         let others: Vec<Vec<View<'_>>> =
@@ -116,10 +116,11 @@ impl Projection {
         &self,
         n: usize,
         input: &ProjectionInput,
-        out: ViewMut<'_>,
+        out: &mut Tensor,
         run: impl FnOnce(Linear<'_>) -> Result<(), LlmError>,
     ) -> Result<(), LlmError> {
         let x = input.read(n, self.input_form())?;
+        let out = out.rows_mut(0..input.num_rows(n, self.input_form()))?;
         let bias = self.bias.as_ref().filter(|_| !self.is_fp8()).map(|bias| bias.view());
         let weights = Views::of(self.weights.iter().map(|weight| weight.view()), x);
         let WeightFormat::Fp8Blocks { scales } = &self.format else {

@@ -24,6 +24,7 @@ pub(crate) struct ProjectionInput {
     /// `[max_tokens, width]`
     pub(crate) float: Tensor,
     f8: Option<F8Rows>,
+    is_on_gpu: bool,
 }
 
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl ProjectionInput {
                 scales: Tensor::zeros(device, DType::F32, &[num_scales])?,
             })
         };
-        Ok(Self { float, f8: has_f8.then(f8).transpose()? })
+        Ok(Self { float, f8: has_f8.then(f8).transpose()?, is_on_gpu: device.is_cuda() })
     }
 
     fn width(&self) -> usize {
@@ -97,8 +98,14 @@ impl ProjectionInput {
         Ok(())
     }
 
-    /// The first `n` rows as the operator before left them.
+    /// Rows of a product of the first `n`: on a GPU those with scales by group are padded.
+    pub(crate) fn num_rows(&self, n: usize, form: InputForm) -> usize {
+        if form == InputForm::PerGroup && self.is_on_gpu { group_stride(n) } else { n }
+    }
+
+    /// The first `n` rows as the operator before left them, and those that pad them.
     pub(crate) fn read(&self, n: usize, form: InputForm) -> Result<View<'_>, LlmError> {
+        let n = self.num_rows(n, form);
         match &self.f8 {
             Some(f8) if form != InputForm::Float => Ok(f8.values.rows(0..n)?),
             _ => Ok(self.float.rows(0..n)?),

@@ -47,7 +47,7 @@ impl Decoder {
                 [first, others @ ..] => {
                     let others: Vec<&Projection> = others.iter().map(|layer| projection(layer)).collect();
                     x.round(stream, n, projection(first).input_form())?;
-                    projection(first).tune(stream, n, x, out.rows_mut(0..n)?, &others)
+                    projection(first).tune(stream, n, x, out, &others)
                 }
             };
         tune(|layer| &layer.attention.qkv_proj, &mut ws.hidden.normed, &mut ws.qkv)?;
@@ -57,7 +57,7 @@ impl Decoder {
         if n <= ws.limits().max_logit_rows {
             let head = self.lm_head();
             ws.hidden.normed.round(stream, n, head.input_form())?;
-            head.tune(stream, n, &ws.hidden.normed, ws.logits.rows_mut(0..n)?, &[])?;
+            head.tune(stream, n, &ws.hidden.normed, &mut ws.logits, &[])?;
         }
         Ok(())
     }

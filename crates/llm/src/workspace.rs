@@ -1,6 +1,7 @@
 //! Every buffer that a step writes, allocated once.
 
 use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, ViewMut};
+use foveal_kernels::quantize::group_stride;
 use foveal_kernels::rows::{Gather, gather};
 
 use crate::attention_work::AttentionWork;
@@ -93,8 +94,10 @@ impl Workspace {
         max_blocks: usize,
     ) -> Result<Self, LlmError> {
         limits.check()?;
-        let input = |width, has_f8| ProjectionInput::new(device, limits.max_tokens, width, has_f8);
-        let rows = |width: usize| Tensor::zeros(device, device.activation_dtype(), &[limits.max_tokens, width]);
+        // Products with scales by block are padded with rows.
+        let max_rows = group_stride(limits.max_tokens);
+        let input = |width, has_f8| ProjectionInput::new(device, max_rows, width, has_f8);
+        let rows = |width: usize| Tensor::zeros(device, device.activation_dtype(), &[max_rows, width]);
         Ok(Self {
             limits,
             fp8,

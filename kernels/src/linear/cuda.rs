@@ -8,6 +8,7 @@ use foveal_device::{
 
 use super::{Linear, OP};
 use crate::OpError;
+use crate::quantize::group_stride;
 
 static GEMV: KernelSource =
     KernelSource { name: "linear", text: include_str!("gemv.cu"), headers: crate::cuda::HEADERS };
@@ -141,6 +142,14 @@ pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), Op
     let product = args.check(stream)?;
     if product.m == 0 || product.n == 0 {
         return Ok(());
+    }
+    let by_blocks = args.scales.is_some() && product.m > MAX_GEMV_ROWS;
+    if by_blocks && !product.m.is_multiple_of(group_stride(1)) {
+        return Err(OP.bad_shape(
+            "x",
+            args.x.shape(),
+            "rows that are a multiple of 4, with block scales on CUDA".to_owned(),
+        ));
     }
     let computed = match plan(product, stream.num_sms()) {
         Some(gemv) => by_gemv(stream, product, gemv, args),

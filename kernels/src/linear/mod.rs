@@ -82,7 +82,7 @@ pub struct Linear<'a> {
 /// Scales that vary along `k`, so that the product itself must apply them: float32.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockScales<'a> {
-    /// `[ceil(k / 128), group_stride(m)]`, as [`Quantize::PerGroup`](crate::quantize::Quantize::PerGroup) gives them.
+    /// `[ceil(k / 128), group_stride(m)]` (on CUDA, more than eight rows must be a multiple of 4, padded with anything), as [`Quantize::PerGroup`](crate::quantize::Quantize::PerGroup) gives them.
     pub x: View<'a>,
     /// For each part of the weights `[ceil(n_i / 128), ceil(k / 128)]`; only the last part's rows may be no multiple of 128.
     pub weight: &'a [View<'a>],

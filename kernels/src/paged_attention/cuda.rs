@@ -3,15 +3,17 @@
 
 use foveal_device::{Args, CudaStream, DType, DeviceError, Header, KernelSource, KernelSpec, Launch, Shape, View};
 
+use super::hopper;
 use super::plan::{HEADER_INTS, ITEM_INTS, NUM_WARPS, QUEUE_COUNTERS, Tiles, work_size};
 use super::{OP, PLAN, PagedAttention, Plan, Sizes, Work};
 use crate::packs::blocks;
 use crate::{KvLayout, OpError};
 
-/// What the two kernels include: the crate's own headers, and those that they alone share.
-const HEADERS: &[Header] = &[
+/// What the kernels include: the crate's own headers, and those that they alone share.
+pub(super) const HEADERS: &[Header] = &[
     crate::cuda::PRELUDE,
     crate::cuda::ATTENTION,
+    Header { name: "hopper.cuh", text: include_str!("../../include/hopper.cuh") },
     Header { name: "kv_fragments.cuh", text: include_str!("../../include/kv_fragments.cuh") },
     Header { name: "paged_work.cuh", text: include_str!("../../include/paged_work.cuh") },
     Header { name: "paged_attention.cuh", text: include_str!("../../include/paged_attention.cuh") },
@@ -31,7 +33,8 @@ const MAX_HEAD_DIM: usize = 128;
 /// The sign bits of two bf16.
 const SIGNS: u32 = 0x8000_8000;
 
-fn spec(tiles: Tiles, page: usize) -> KernelSpec {
+/// `takes_prefill`: chunks too, which on Hopper another kernel takes.
+fn spec(tiles: Tiles, page: usize, takes_prefill: bool) -> KernelSpec {
     KernelSpec::new(&ATTENTION, "paged_attention_bf16")
         .int("KV_F8", i64::from(tiles.is_f8))
         .int("HEAD_DIM", tiles.head_dim as i64)
@@ -39,6 +42,7 @@ fn spec(tiles: Tiles, page: usize) -> KernelSpec {
         .int("BLOCK_N", tiles.block_n as i64)
         .int("DECODE_STAGES", tiles.decode_stages as i64)
         .int("CTAS_PER_SM", tiles.ctas_per_sm as i64)
+        .int("TAKES_PREFILL", i64::from(takes_prefill))
 }
 
 /// The tiles and the grid, which any batch has.
@@ -65,7 +69,9 @@ pub(super) fn plan(stream: &CudaStream, args: &Plan<'_>, num_seqs: usize) -> Res
         params.ptr(&args.cu_seqlens)?.ptr(&args.context_lens)?.ptr_mut(&args.list)?.ptr_mut(&args.counters)?;
         params.usize_as_i32(num_seqs)?.usize_as_i32(num_heads / layout.num_kv_heads)?;
         params.usize_as_i32(layout.num_kv_heads)?.usize_as_i32(max_items)?.usize_as_i32(max_slots)?;
-        params.usize_as_i32(num_ctas)?;
+        // What takes chunks on Hopper has a block per multiprocessor.
+        let num_prefill_ctas = if hopper::serves(stream, layout) { stream.num_sms() as usize } else { num_ctas };
+        params.usize_as_i32(num_ctas)?.usize_as_i32(num_prefill_ctas)?;
         let launch = Launch::new([1, 1, 1], [LIST_THREADS, 1, 1]);
         let launch = launch.shared_bytes((num_seqs * LIST_SEQUENCE_BYTES) as u32);
         // SAFETY: `Plan::check` has found the operands of the sizes that the parameters tell; the kernel writes no more
@@ -136,42 +142,68 @@ fn check_work(work: &Work<'_>, sizes: Sizes, layout: KvLayout, num_sms: usize) -
 fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes: Sizes) -> Result<(), DeviceError> {
     let layout = args.layout;
     let (tiles, num_ctas) = grid(stream, layout);
-    let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
-    // The kernel's scale is a positive factor of powers of 2; a sign goes to the queries, and 0 to a scale so small
-    // that all weights are alike.
-    let scale = (args.scale.abs() * args.kv_scales.k * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
-    let flip = if args.scale.is_sign_negative() { SIGNS } else { 0 };
+    // A step with no more rows than sequences has decode rows alone, or few others: they are not worth a launch.
+    let by_hopper = hopper::serves(stream, layout) && sizes.n > sizes.num_seqs;
+    if by_hopper {
+        hopper::launch_prefill(stream, args, work, sizes)?;
+    }
     let mut params = Args::new();
     params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
     params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
-    params.usize_as_i32(sizes.n)?.usize_as_i32(layout.num_kv_heads)?;
-    params.usize_as_i32(sizes.num_heads / layout.num_kv_heads)?;
-    params.usize_as_i32(sizes.num_blocks)?.usize_as_i32(sizes.num_seqs)?.usize_as_i32(sizes.max_blocks)?;
-    params.usize_as_i32(num_items)?.usize_as_i32(num_slots)?;
+    size_params(&mut params, args, work, sizes)?;
+    let Factor { scale, flip } = Factor::of(args);
     params.f32(scale).f32(args.kv_scales.v).u32(flip);
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
     // counters and partial results for every slot; the kernel bounds rows by n, pages by their table and blocks by the
     // cache, and passes over an item of the list that doesn't keep within these sizes.
-    unsafe { stream.launch(&spec(tiles, layout.page), launch, &mut params) }
+    unsafe { stream.launch(&spec(tiles, layout.page, !by_hopper), launch, &mut params) }
+}
+
+/// The factor of scores: a positive one of powers of 2; a sign goes to the queries, and 0 to a factor so small that all
+/// weights are alike.
+pub(super) struct Factor {
+    pub(super) scale: f32,
+    /// What is flipped in two elements of a query.
+    pub(super) flip: u32,
+}
+
+impl Factor {
+    pub(super) fn of(args: &PagedAttention<'_>) -> Self {
+        let scale = (args.scale.abs() * args.kv_scales.k * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
+        Self { scale, flip: if args.scale.is_sign_negative() { SIGNS } else { 0 } }
+    }
+}
+
+/// The sizes that both kernels are told, in order.
+pub(super) fn size_params(
+    params: &mut Args,
+    args: &PagedAttention<'_>,
+    work: &Work<'_>,
+    sizes: Sizes,
+) -> Result<(), DeviceError> {
+    let num_kv_heads = args.layout.num_kv_heads;
+    let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
+    params.usize_as_i32(sizes.n)?.usize_as_i32(num_kv_heads)?.usize_as_i32(sizes.num_heads / num_kv_heads)?;
+    params.usize_as_i32(sizes.num_blocks)?.usize_as_i32(sizes.num_seqs)?.usize_as_i32(sizes.max_blocks)?;
+    params.usize_as_i32(num_items)?.usize_as_i32(num_slots)?;
+    Ok(())
 }
 
 /// The variants of the published models, whose heads are of 128 elements, on each kind of card.
 pub(crate) fn variants() -> Vec<KernelSpec> {
-    let of = |dtype, capability| {
-        let layout = KvLayout { page: KvLayout::DEFAULT_PAGE, dtype, num_kv_heads: 8, head_dim: MAX_HEAD_DIM };
-        spec(Tiles::choose(layout, capability), layout.page)
-    };
     let mut variants = vec![LIST_SPEC];
-    for (dtype, capability) in
-        [DType::BF16, DType::F8E4M3].into_iter().flat_map(|d| [(8, 0), (8, 9), (9, 0)].map(|c| (d, c)))
-    {
-        let variant = of(dtype, capability);
+    let caches = [DType::BF16, DType::F8E4M3];
+    let cards = [((8, 0), true), ((8, 9), true), ((9, 0), true), ((9, 0), false)];
+    for (dtype, (capability, takes_prefill)) in caches.into_iter().flat_map(|dtype| cards.map(|card| (dtype, card))) {
+        let layout = KvLayout { page: KvLayout::DEFAULT_PAGE, dtype, num_kv_heads: 8, head_dim: MAX_HEAD_DIM };
+        let variant = spec(Tiles::choose(layout, capability), layout.page, takes_prefill);
         if !variants.contains(&variant) {
             variants.push(variant);
         }
     }
+    variants.extend(hopper::variants());
     variants
 }
 

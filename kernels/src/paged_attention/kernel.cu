@@ -457,7 +457,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
                         max_items,  max_slots, scale_log2, v_scale, flip};
     if (threadIdx.x == 0) {
         // With no more items than blocks each block has its one, and nothing is counted.
-        turn.is_counted = (i64_t)(list[NUM_PREFILL] + list[NUM_DECODE]) * num_kv_heads > gridDim.x;
+        turn.is_counted = (i64_t)(num_prefill_of(o) + list[NUM_DECODE]) * num_kv_heads > gridDim.x;
         take_next(o, true, turn.next);
     }
     while (true) {
@@ -468,7 +468,7 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
         }
         __syncthreads();
         if (turn.now.kind == NOTHING) break;
-        if (turn.now.kind == PREFILL) {
+        if (TAKES_PREFILL && turn.now.kind == PREFILL) {
             prefill(o, turn, shared);
         } else {
             decode(o, turn, shared);

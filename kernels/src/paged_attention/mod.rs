@@ -41,6 +41,7 @@
 
 mod cpu;
 mod cuda;
+mod hopper;
 mod plan;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 //   out[i, h] = out_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
 // q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 64 or 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
 // bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and
-// the 128-byte swizzle, or, with KV_FP8, of e4m3, which come by address: their scales are part of `scale` and
+// the 128-byte swizzle, or, with KV_F8, of e4m3, which come by address: their scales are part of `scale` and
 // `out_scale`.
 //
 // Mapping: a fixed grid of one block per SM takes items of the list's first queue, the longest first; the block's index
@@ -13,26 +13,28 @@
 //     before the values of this one, so that the softmax runs beside a product; and the two take turns at beginning
 //     theirs, so that one's softmax runs beside the other's products.
 //   one of producers: a warp takes items and brings keys and values, the others queries (so those of an item come in
-//     while the one before is worked on). With KV_FP8 all of its warps widen keys and values to f16, which is exact,
+//     while the one before is worked on). With KV_F8 all of its warps widen keys and values to f16, which is exact,
 //     and queries and weights are f16 as well.
 // All of them meet at barriers in shared memory; items, queries, keys and values have two places each.
 //
 // Keys beyond an item's end may be NaN: their scores are replaced, their values zeros. Pages that it doesn't reach are
 // boxes outside of the matrix, hence zeros; a page that it reaches in part is copied row by row.
 //
-// Shared memory: 2 * (queries, keys, values) of OPERAND_BYTES, 192 KiB for heads of 128, with KV_FP8 the raw bytes of a
+// Shared memory: 2 * (queries, keys, values) of OPERAND_BYTES, 192 KiB for heads of 128, with KV_F8 the raw bytes of a
 // block of keys and values (32 KiB) beside; and a KiB to begin at a multiple of 1024 bytes.
 // Bound: 4 * HEAD_DIM FLOPs per row, head and key seen. A block of 128 keys is 2048 cycles of products per SM and 1024
 // of 2^x, and the products read 160 KiB of shared memory, 1280 cycles, of which QUERIES_IN_REGISTERS spares 256; with
-// KV_FP8 widening takes about 1000 more.
-// Numerics: as kernel.cu; with KV_FP8 queries beyond f16's range saturate.
+// KV_F8 widening takes about 1000 more.
+// Numerics: as kernel.cu; with KV_F8 queries beyond f16's range saturate.
 // Tried: fewer keys in an item's last block within the loop, by a branch around products: the assembler then waits for
 // each product before the next (it says so, C7511, C7515), so only the last sums, which are by themselves, are shorter.
 // In one block of instructions with the softmax, the assembler moves the wait for the sums up before it; behind a
 // branch, it moved the powers of 2 down after it where registers were few. Hence the place of the wait for keys in the
 // loop, and what is asked in the vote.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define BLOCK_N 128
 #define NUM_WARPS 8
+#define TAKES_PREFILL 1
 #define SYNC_WARPS() named_sync(BARRIER_CONSUMERS, 256)
 #include "attention.cuh"
 #include "hopper.cuh"
@@ -47,9 +49,6 @@ enum {
 
 #include "paged_attention.cuh"
 
-#ifndef KV_FP8
-#define KV_FP8 0
-#endif
 #ifndef LAZY
 // A maximum is raised when it is exceeded by 2^LAZY: weights and sums stay far within float32, bf16 and f16.
 #define LAZY 8.0f
@@ -180,14 +179,14 @@ __device__ __forceinline__ void look_ahead(const Operands& o, Next& next, int bl
 
 // ---- producers ----
 
-__device__ __forceinline__ u32_t pack_f16x2(float low, float high) {
+__device__ __forceinline__ u32_t saturated_f16x2(float low, float high) {
     u32_t y;
     asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
 
 __device__ __forceinline__ u32_t widen_bf16x2(u32_t x) {
-    return pack_f16x2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
+    return saturated_f16x2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
 }
 
 // The item's queries by the block's last THREADS threads; zeros where it has none.
@@ -201,7 +200,7 @@ __device__ __forceinline__ void load_queries(const Operands& o, const Item& item
         int4 x = {0, 0, 0, 0};
         if (place >= 0) x = *reinterpret_cast<const int4*>(o.q + place + chunk * 8);
         x.x ^= o.flip, x.y ^= o.flip, x.z ^= o.flip, x.w ^= o.flip;
-#if KV_FP8
+#if KV_F8
         x = int4{(int)widen_bf16x2(x.x), (int)widen_bf16x2(x.y), (int)widen_bf16x2(x.z), (int)widen_bf16x2(x.w)};
 #endif
         *reinterpret_cast<int4*>(to + swizzled<TILE_ROWS>(row, chunk)) = x;
@@ -214,7 +213,7 @@ __device__ __forceinline__ int own_block(const Operands& o, const Item& item, in
     return block < 0 ? -1 : block;
 }
 
-#if !KV_FP8
+#if !KV_F8
 // A warp's lanes: 32 rows of values from `from` on, zeros from row `num` on.
 __device__ __forceinline__ void load_part(u32_t to, const bf16_t* from, int num) {
     const int lane = fleeting_thread() & 31;
@@ -490,7 +489,7 @@ __device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], float scale, Ro
 __device__ __forceinline__ void pack_weights(u32_t (&p)[BLOCK_N / 16][4], const float (&s)[LANE_SCORES]) {
 #pragma unroll
     for (int i = 0; i < LANE_SCORES; i += 2) {
-        p[i / 8][i / 2 % 4] = KV_FP8 ? pack_f16x2(s[i], s[i + 1]) : pack_bf16x2(s[i], s[i + 1]);
+        p[i / 8][i / 2 % 4] = KV_F8 ? pack_f16x2(s[i], s[i + 1]) : pack_bf16x2(s[i], s[i + 1]);
     }
 }
 
@@ -517,9 +516,9 @@ __device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], const Quer
     for (int step = 0; step < HEAD_DIM / 16; ++step) {
         const int at = (step / 4 * COLUMN_BYTES + step % 4 * 32) / 16;
 #if QUERIES_IN_REGISTERS
-        wgmma_registers<BLOCK_N, KV_FP8, false>(s, queries.at[step], keys + at, step > 0);
+        wgmma_registers<BLOCK_N, KV_F8, false>(s, queries.at[step], keys + at, step > 0);
 #else
-        wgmma_shared<BLOCK_N, KV_FP8, false>(s, queries.descriptor + at, keys + at, step > 0);
+        wgmma_shared<BLOCK_N, KV_F8, false>(s, queries.descriptor + at, keys + at, step > 0);
 #endif
     }
     wgmma_commit();
@@ -530,7 +529,7 @@ template <int KEYS>
 __device__ __forceinline__ void begin_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
-        wgmma_registers<HEAD_DIM, KV_FP8, true>(sums, p[step], values + step * (16 * 128 / 16), true);
+        wgmma_registers<HEAD_DIM, KV_F8, true>(sums, p[step], values + step * (16 * 128 / 16), true);
     }
     wgmma_commit();
 }
@@ -724,14 +723,15 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials, o.out = out;
     o.num_rows = num_rows, o.num_kv_heads = num_kv_heads, o.group = group, o.num_blocks = num_blocks;
     o.num_seqs = num_seqs, o.max_blocks = max_blocks, o.max_items = max_items, o.max_slots = max_slots;
-    o.scale = scale_log2, o.flip = flip;
+    // Partial results are scaled when they are stored.
+    o.scale = scale_log2, o.v_scale = 1.0f, o.flip = flip;
     u8_t* const shared = unaligned + (-shared_address(unaligned) & 1023);
     const Tiles tiles = {shared, shared_address(shared)};
     if (threadIdx.x == 0) {
-        const u32_t producers = KV_FP8 ? 128 : 1;
+        const u32_t producers = KV_F8 ? 128 : 1;
         for (int i = 0; i < 2; ++i) {
             mbarrier_init(bar(places.work_full[i]), 1);
-            mbarrier_init(bar(places.q_full[i]), KV_FP8 ? 128 : 96);
+            mbarrier_init(bar(places.q_full[i]), KV_F8 ? 128 : 96);
             mbarrier_init(bar(places.q_empty[i]), NUM_WARPS);
             mbarrier_init(bar(places.k_full[i]), producers);
             mbarrier_init(bar(places.v_full[i]), producers);
@@ -746,7 +746,7 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0);
     if (warp >= NUM_WARPS) {
         lower_registers<PRODUCER_REGISTERS>();
-#if KV_FP8
+#if KV_F8
         produce(o, k_cache, v_cache, places, tiles);
 #else
         if (warp == NUM_WARPS) {
@@ -760,3 +760,7 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
         consume(o, places, tiles, warp >> 2, out_scale);
     }
 }
+#else
+// Other cards have kernel.cu alone; this keeps the list of kernels the same for all.
+extern "C" __global__ void paged_attention_prefill() {}
+#endif

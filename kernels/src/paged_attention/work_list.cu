@@ -77,7 +77,7 @@ __device__ __forceinline__ Split split_of(int end, int longest) {
 // The queues' longest spans. One piece per block is best where decode has fewer tiles than that; spans of up to two
 // even shares are tried for it.
 __device__ void choose_spans(const Sequence* sequences, int num_seqs, int group, int num_kv_heads, int num_ctas,
-                             Shared& shared) {
+                             int num_prefill_ctas, Shared& shared) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const u64_t share = (shared.total[DECODE] * num_kv_heads + num_ctas - 1) / num_ctas;
     const auto choice = [&](int i) { return max(MIN_DECODE_SPAN, round_up(share * (8 + i) / 8, SPAN_STEP)); };
@@ -93,7 +93,7 @@ __device__ void choose_spans(const Sequence* sequences, int num_seqs, int group,
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        const u64_t of_prefill = (shared.total[PREFILL] * num_kv_heads + num_ctas - 1) / num_ctas;
+        const u64_t of_prefill = (shared.total[PREFILL] * num_kv_heads + num_prefill_ctas - 1) / num_prefill_ctas;
         shared.span[PREFILL] = max(MIN_PREFILL_SPAN, round_up(of_prefill, SPAN_STEP));
         shared.span[DECODE] = max(MIN_DECODE_SPAN, round_up((share + 1) / 2, SPAN_STEP));
         for (int i = SPAN_CHOICES - 1; i >= 0; --i) {
@@ -127,7 +127,8 @@ __device__ __forceinline__ void add_up(int* buckets) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     paged_attention_work_list(const i32_t* __restrict__ cu_seqlens, const i32_t* __restrict__ context_lens,
                               i32_t* __restrict__ list, i32_t* __restrict__ counters, int num_seqs, int group,
-                              int num_kv_heads, int max_items, int max_slots, int num_ctas) {
+                              int num_kv_heads, int max_items, int max_slots, int num_ctas,
+                              int num_prefill_ctas) {
     extern __shared__ Sequence sequences[];
     __shared__ Shared shared;
     int* const words = reinterpret_cast<int*>(&shared);
@@ -160,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
     }
     __syncthreads();
-    choose_spans(sequences, num_seqs, group, num_kv_heads, num_ctas, shared);
+    choose_spans(sequences, num_seqs, group, num_kv_heads, num_ctas, num_prefill_ctas, shared);
 
     // Longer pieces have lower buckets.
     const auto bucket_of = [&](int queue, const Tile& tile, const Split& split) {

@@ -289,13 +289,21 @@ impl Preference {
         use sys::cublasLtMatmulPreferenceAttributes_t as What;
         /// Others keep partial sums in the output's type, and would round each to bf16.
         const REDUCTION: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        let preference = Self(result::create_matmul_pref().map_err(error("cublasLtMatmulPreferenceCreate"))?);
-        preference.set(What::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(workspace_bytes as u64))?;
+        let preference = Self::within(workspace_bytes)?;
         preference.set(What::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &REDUCTION)?;
         preference.set(What::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &weight)?;
         preference.set(What::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &x)?;
         preference.set(What::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &out)?;
         preference.set(What::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &out)?;
+        Ok(preference)
+    }
+
+    /// Any algorithms that take at most so much workspace: for products with block scales, of which the library proposes
+    /// none where more is asked for, and which it doesn't split.
+    pub(super) fn within(workspace_bytes: usize) -> Result<Self, DeviceError> {
+        let preference = Self(result::create_matmul_pref().map_err(error("cublasLtMatmulPreferenceCreate"))?);
+        let what = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+        preference.set(what, &(workspace_bytes as u64))?;
         Ok(preference)
     }
 

@@ -13,6 +13,9 @@ const MAX_CANDIDATES: usize = 16;
 /// The largest alignment that any algorithm makes use of: of vector loads, and of bulk tensor copies.
 const MAX_ALIGNMENT: u64 = 16;
 
+/// An address for scales that are not known yet.
+const SCALES_SOMEWHERE: u64 = 1 << 20;
+
 /// Bytes that an operand's address is a multiple of, up to [`MAX_ALIGNMENT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Alignment {
@@ -129,7 +132,7 @@ impl Problem {
             if shape.f8.has_block_scales {
                 descriptor.scale_blocks()?;
                 // Where they are is told with each product; what the library proposes needs them to be somewhere.
-                descriptor.set_scales([MAX_ALIGNMENT; 2])?;
+                descriptor.set_scales([SCALES_SOMEWHERE; 2])?;
             }
         }
         Ok(Self {
@@ -154,7 +157,10 @@ impl Problem {
     ) -> Result<Vec<Algorithm>, DeviceError> {
         let Alignment { x, weight, bias, out } = key.alignment;
         let alignment = [weight, x, out.min(bias)].map(u32::from);
-        let preference = Preference::new(library, workspace_bytes, alignment)?;
+        let preference = match key.shape.f8.has_block_scales {
+            true => Preference::within(workspace_bytes)?,
+            false => Preference::new(library, workspace_bytes, alignment)?,
+        };
         let proposed = library.candidates::<MAX_CANDIDATES>(&self.descriptor, self.layouts(), &preference);
         let fitting = proposed.into_iter().filter(|candidate| candidate.workspace_bytes <= workspace_bytes);
         let algorithms: Vec<Algorithm> = fitting.map(|candidate| candidate.algorithm).collect();

@@ -120,7 +120,7 @@ fn blocks_are_scaled(device: &Device) {
     if !multiplies_f8(device) {
         return;
     }
-    for (dims, parts) in [([1, 512], &[128][..]), ([5, 1024], &[256, 128]), ([17, 512], &[384]), ([64, 1536], &[128])] {
+    for (dims, parts) in [([1, 512], &[128][..]), ([5, 1024], &[256, 128]), ([20, 512], &[384]), ([64, 1536], &[128])] {
         Problem::new(device, dims, parts, true).check(device);
     }
     // Blocks that are cut off, which our own kernels take.
