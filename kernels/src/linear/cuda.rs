@@ -18,6 +18,8 @@ const MAX_GEMV_ROWS: usize = 8;
 
 /// Rows of activations, and of a group of weights, in a tile of the kernel's tensor-core instruction.
 const TILE_ROWS: usize = 8;
+/// With scales by block the library takes sums over multiples of it: rows of scales are copied 16 bytes at a time.
+const BLOCKS_MULTIPLE: usize = 512;
 /// The first cards with FP8.
 const MIN_F8_CAPABILITY: (u32, u32) = (8, 9);
 /// Stacked weights of one launch.
@@ -43,6 +45,8 @@ struct Product {
     /// Rows of all weights.
     n: usize,
     k: usize,
+    /// Scales by block that the library doesn't take: our own kernel does all rows, eight at a time.
+    is_ours_alone: bool,
     x: DType,
     /// Whether activations and weights begin at multiples of [`LOAD_BYTES`].
     is_aligned: bool,
@@ -50,11 +54,11 @@ struct Product {
 
 /// Our own kernel's launch, or `None` for cuBLASLt.
 fn plan(product: Product, num_sms: u32) -> Option<Gemv> {
-    let Product { m, n, k, x, is_aligned } = product;
+    let Product { m, n, k, is_ours_alone, x, is_aligned } = product;
     let load_len = LOAD_BYTES as usize / x.size_bytes();
     let can_load = x != DType::F32 && is_aligned && k.is_multiple_of(load_len) && k <= MAX_COLUMNS;
     // Without columns nothing is loaded, and cuBLASLt refuses.
-    if k != 0 && (m > MAX_GEMV_ROWS || !can_load) {
+    if k != 0 && ((m > MAX_GEMV_ROWS && !is_ours_alone) || !can_load) {
         return None;
     }
     let num_sms = num_sms as usize;
@@ -134,7 +138,8 @@ impl Linear<'_> {
         for operand in self.weight.iter().chain([&self.x]) {
             is_aligned &= operand.device_ptr().map_err(|e| OP.device(e))?.is_multiple_of(LOAD_BYTES);
         }
-        Ok(Product { m, n, k, x, is_aligned })
+        let is_ours_alone = self.scales.is_some() && !k.is_multiple_of(BLOCKS_MULTIPLE);
+        Ok(Product { m, n, k, is_ours_alone, x, is_aligned })
     }
 }
 
@@ -143,7 +148,7 @@ pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), Op
     if product.m == 0 || product.n == 0 {
         return Ok(());
     }
-    let by_blocks = args.scales.is_some() && product.m > MAX_GEMV_ROWS;
+    let by_blocks = args.scales.is_some() && product.m > MAX_GEMV_ROWS && !product.is_ours_alone;
     if by_blocks && !product.m.is_multiple_of(group_stride(1)) {
         return Err(OP.bad_shape(
             "x",
@@ -293,7 +298,7 @@ mod tests {
     use super::*;
 
     const H200_SMS: u32 = 132;
-    const QKV: Product = Product { m: 1, n: 6144, k: 4096, x: DType::BF16, is_aligned: true };
+    const QKV: Product = Product { m: 1, n: 6144, k: 4096, is_ours_alone: false, x: DType::BF16, is_aligned: true };
 
     fn gemv(product: Product) -> Option<(usize, u32)> {
         plan(product, H200_SMS).map(|gemv| (gemv.groups, gemv.warps))

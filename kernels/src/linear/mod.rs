@@ -43,7 +43,7 @@
 //!
 //! # CUDA implementation
 //! Up to eight rows of bf16 or FP8 with `k` a multiple of 8 (16) are multiplied by `gemv.cu`, which streams all parts in one launch; all
-//! others by cuBLASLt, one product for each part into its columns of `out`.
+//! others by cuBLASLt (but for block scales over sums that are no multiple of 512, which it doesn't take), one product for each part into its columns of `out`.
 
 mod cpu;
 mod cuda;

@@ -15,8 +15,6 @@ use crate::{LlmError, Quantization};
 const MIN_FP8_CAPABILITY: (u32, u32) = (8, 9);
 /// What a GPU's FP8 products ask of every size.
 const FP8_MULTIPLE: usize = 16;
-/// What its products with block scales ask of the summed dimension: rows of scales are copied 16 bytes at a time.
-const BLOCKS_MULTIPLE: usize = 512;
 
 /// One of the layers: its name below the decoder, and the shape of its weight.
 struct Layer {
@@ -162,10 +160,10 @@ impl<'a> LinearLayers<'a> {
         }
         let whole = |layer: &Layer| layer.shape[0].is_multiple_of(FP8_BLOCK);
         let k = self.layers.first().map_or(0, |layer| layer.shape[1]);
-        if !self.layers.iter().all(whole) || !k.is_multiple_of(BLOCKS_MULTIPLE) {
+        if !self.layers.iter().all(whole) {
             return Err(self.refused(format!(
-                "scales by block need rows that are a multiple of {FP8_BLOCK} and columns that are one of \
-                 {BLOCKS_MULTIPLE} on a GPU; --quantization none runs the layer in bf16"
+                "scales by block need rows that are a multiple of {FP8_BLOCK} on a GPU; --quantization none runs the \
+                 layer in bf16"
             )));
         }
         let joined: Vec<f32> = blocks.iter().flat_map(|scales| scales.iter().copied()).collect();

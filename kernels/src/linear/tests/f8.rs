@@ -123,6 +123,8 @@ fn blocks_are_scaled(device: &Device) {
     for (dims, parts) in [([1, 512], &[128][..]), ([5, 1024], &[256, 128]), ([20, 512], &[384]), ([64, 1536], &[128])] {
         Problem::new(device, dims, parts, true).check(device);
     }
+    // Sums that the library doesn't take.
+    Problem::new(device, [21, 256], &[256, 128], true).check(device);
     // Blocks that are cut off, which our own kernels take.
     Problem::new(device, [8, 400], &[200], true).check(device);
 }
