@@ -74,7 +74,7 @@ __device__ __forceinline__ void store_row(Held& held, int thread, int row, int d
                                           const QuantizeTo& to) {
     float factor = to.factor;
     // Values that few registers hold are kept over the barrier; they may be dear, as those that have scales are.
-    constexpr bool IS_KEPT = TO == TO_F8_ROW && PACKS_HELD * PACK <= 24;
+    constexpr bool IS_KEPT = TO == TO_F8_ROW && PACKS_HELD * PACK <= 24 && ROW_THREADS <= 512;
     [[maybe_unused]] float kept[IS_KEPT ? PACKS_HELD : 1][PACK];
     if constexpr (TO == TO_F8_ROW) {
         float top = 0.0f;
