@@ -95,9 +95,12 @@ fn random_prompts_need_no_answers() {
 #[test]
 fn what_is_not_there_is_refused() {
     let reference = tiny(LoadFormat::Auto);
-    let candidate = ModelChoice { quantization: Some("fp8".to_owned()), ..reference.clone() };
+    let candidate = ModelChoice { quantization: Some("awq".to_owned()), ..reference.clone() };
     let error = judge_questions(&device(), &candidate, &reference, &[], Along::Given).unwrap_err().to_string();
-    assert_eq!(error, "--quantization fp8: not available in this version");
+    assert!(error.starts_with("--quantization: `awq`"), "{error}");
+    let candidate = ModelChoice { kv_cache_dtype: Some("int8".to_owned()), ..reference.clone() };
+    let error = judge_questions(&device(), &candidate, &reference, &[], Along::Given).unwrap_err().to_string();
+    assert!(error.starts_with("--kv-cache-dtype: `int8`"), "{error}");
     let many = RandomPrompts { num_prompts: usize::MAX, num_tokens: 2, seed: 1 };
     let error = judge_random(&device(), &reference, &reference, many).unwrap_err().to_string();
     assert!(error.contains("too many to keep: at most 1048576"), "{error}");
