@@ -1,12 +1,13 @@
 //! `cargo xtask ci`: the same command here and in CI.
 
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::ensure;
 use xshell::{Shell, cmd};
 
 /// Runs every check in the order in which it is cheapest to fail.
-pub(crate) fn run(shell: &Shell) -> anyhow::Result<()> {
+pub(crate) fn run(shell: &Shell, root: &Path) -> anyhow::Result<()> {
     step("formatting", || Ok(cmd!(shell, "cargo fmt --all --check").run()?))?;
     step("tidy", || Ok(cmd!(shell, "cargo xtask tidy").run()?))?;
     step("clippy", || Ok(cmd!(shell, "cargo clippy --workspace --all-targets --locked -- -D warnings").run()?))?;
@@ -26,7 +27,7 @@ pub(crate) fn run(shell: &Shell) -> anyhow::Result<()> {
         ensure!(answer.starts_with("There are four shapes:"), "the picture has four shapes");
         Ok(())
     })?;
-    step("packages", || crate::package::run(shell))?;
+    step("packages", || crate::package::run(shell, root))?;
     step("licences", || Ok(cmd!(shell, "cargo deny check licenses bans sources").run()?))?;
     println!("all checks passed");
     Ok(())

@@ -52,9 +52,9 @@ fn run() -> anyhow::Result<()> {
     let shell = xshell::Shell::new()?;
     shell.change_dir(&root);
     match Args::parse().command {
-        Command::Ci => ci::run(&shell),
+        Command::Ci => ci::run(&shell, &root),
         Command::Tidy => tidy::run(&root),
-        Command::Package => package::run(&shell),
+        Command::Package => package::run(&shell, &root),
         Command::Kernels(args) => kernels::run(&shell, &args),
         Command::Dist(args) => dist::run(&shell, &root, &args),
         Command::Bench(args) => bench::run(&shell, &root, &args),
