@@ -4,9 +4,9 @@
 #include "prelude.cuh"
 
 // QUANTIZE: how a kernel's output is rounded, by a define of this number.
-#define TO_FLOAT 0      // it isn't: OUT_T is a float type
-#define TO_F8_ROW 1     // a scale for each row
-#define TO_F8_GROUP 2   // a scale for each 128 neighbours
+#define TO_FLOAT 0     // it isn't: OUT_T is a float type
+#define TO_F8_ROW 1    // a scale for each row
+#define TO_F8_GROUP 2  // a scale for each 128 neighbours
 #define TO_F8_FIXED 3  // all elements times a factor
 
 #define F8_MAX 448.0f
@@ -73,9 +73,6 @@ template <int TO, int ROW_THREADS, int PACKS_HELD, int PACK, typename Held>
 __device__ __forceinline__ void store_row(Held& held, int thread, int row, int d, f8_e4m3_t* out,
                                           const QuantizeTo& to) {
     float factor = to.factor;
-    // Values that few registers hold are kept over the barrier; they may be dear, as those that have scales are.
-    constexpr bool IS_KEPT = TO == TO_F8_ROW && PACKS_HELD * PACK <= 24 && ROW_THREADS <= 512;
-    [[maybe_unused]] float kept[IS_KEPT ? PACKS_HELD : 1][PACK];
     if constexpr (TO == TO_F8_ROW) {
         float top = 0.0f;
 #pragma unroll
@@ -84,36 +81,24 @@ __device__ __forceinline__ void store_row(Held& held, int thread, int row, int d
             float y[PACK] = {};
             if (at < d) held.values(i, at, y);
             top = fmaxf(top, magnitude_of(y));
-            if constexpr (IS_KEPT) {
-#pragma unroll
-                for (int e = 0; e < PACK; ++e) kept[i][e] = y[e];
-            }
         }
-        if constexpr (!IS_KEPT) held.forget();
+        held.forget();
         top = row_max<ROW_THREADS>(top);
         if (thread == 0) to.scales[row] = top / F8_MAX;
         factor = f8_factor(top);
     }
-    if constexpr (IS_KEPT) {
 #pragma unroll
-        for (int i = 0; i < PACKS_HELD; ++i) {
-            const int at = (i * ROW_THREADS + thread) * PACK;
-            if (at < d) store_scaled(out + at, kept[i], factor);
+    for (int i = 0; i < PACKS_HELD; ++i) {
+        const int at = (i * ROW_THREADS + thread) * PACK;
+        float y[PACK] = {};
+        if (at < d) held.values(i, at, y);
+        if constexpr (TO == TO_F8_GROUP) {
+            static_assert(PACK * 16 == F8_GROUP, "16 lanes hold a group");
+            const float top = group_max(magnitude_of(y));
+            if (at < d && thread % 16 == 0) to.scales[(u64_t)(at / F8_GROUP) * to.stride + row] = top / F8_MAX;
+            factor = f8_factor(top);
         }
-    } else {
-#pragma unroll
-        for (int i = 0; i < PACKS_HELD; ++i) {
-            const int at = (i * ROW_THREADS + thread) * PACK;
-            float y[PACK] = {};
-            if (at < d) held.values(i, at, y);
-            if constexpr (TO == TO_F8_GROUP) {
-                static_assert(PACK * 16 == F8_GROUP, "16 lanes hold a group");
-                const float top = group_max(magnitude_of(y));
-                if (at < d && thread % 16 == 0) to.scales[(u64_t)(at / F8_GROUP) * to.stride + row] = top / F8_MAX;
-                factor = f8_factor(top);
-            }
-            if (at < d) store_scaled(out + at, y, factor);
-        }
+        if (at < d) store_scaled(out + at, y, factor);
     }
 }
 

@@ -4,8 +4,8 @@
 //
 // A thread computes packs of VEC elements: two of `activate`, THREADS packs apart, so that two loads are in flight; one
 // of `gated`, which has two loads anyway. Counts are in packs, under 2^31. SCALED: gate_up is an unscaled FP8 product.
-// `gated` also rounds to FP8 by groups where rows are whole groups. `gated_row` is for FP8 outputs whose scales depend on a row (QUANTIZE, see quantize.cuh): its THREADS threads hold
-// ITEMS packs each.
+// `gated` also rounds to FP8 by groups where rows are whole groups. `gated_row` is for FP8 outputs whose scales depend on
+// a row (QUANTIZE, see quantize.cuh): its THREADS threads hold ITEMS packs each.
 //
 // Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 128 bytes of shared memory.
 // Bound: bytes, the input once and the output once; 16 element operations and two special functions per element keep
@@ -116,7 +116,7 @@ struct HeldPairs {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, THREADS > 512 ? 1 : 1024 / THREADS)
     gated_row(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
               OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int width) {
     const int row = blockIdx.x, thread = threadIdx.x;
