@@ -1,5 +1,6 @@
 //! Benchmarks that need an NVIDIA GPU: the program `gpu`.
 
+mod accumulation;
 mod attention;
 mod ceilings;
 mod decode;

@@ -2,7 +2,7 @@
 
 use foveal_device::DType;
 
-use super::{Bench, attention, decoder_rows, linear, sampling, vision_rows};
+use super::{Bench, accumulation, attention, decoder_rows, linear, sampling, vision_rows};
 
 /// Rows of a decoder's batch: one sequence, many, and a full step of prompts.
 const ROWS: [usize; 3] = [1, 128, 8192];
@@ -17,6 +17,7 @@ const SAMPLED: [usize; 3] = [1, 32, 128];
 /// Of the device, or of an operator.
 pub fn kernels(bench: &mut Bench) -> anyhow::Result<()> {
     linear::linears(bench)?;
+    accumulation::sums(bench)?;
     for n in ROWS {
         decoder_rows::embedding(bench, n)?;
         decoder_rows::picked_rows(bench, n)?;
