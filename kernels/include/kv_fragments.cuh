@@ -88,7 +88,12 @@ __device__ __forceinline__ u32_t pack_weights(float low, float high) {
 }
 __device__ __forceinline__ u32_t query_pair(u32_t bf16x2) {
 #if KV_F8
-    return pack_f16x2(__uint_as_float(bf16x2 << 16), __uint_as_float(bf16x2 & 0xffff0000u));
+    // Beyond f16's range they saturate: an infinity would make a row NaN whose scores may well be numbers.
+    u32_t y;
+    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;"
+        : "=r"(y)
+        : "f"(__uint_as_float(bf16x2 & 0xffff0000u)), "f"(__uint_as_float(bf16x2 << 16)));
+    return y;
 #else
     return bf16x2;
 #endif

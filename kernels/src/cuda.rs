@@ -12,6 +12,17 @@ pub(crate) const QUANTIZE: Header = Header { name: "quantize.cuh", text: include
 /// What a kernel without headers of its own may include.
 pub(crate) const HEADERS: &[Header] = &[PRELUDE, ATTENTION, QUANTIZE];
 
+/// Each once: sizes that are cut alike share a kernel.
+pub(crate) fn distinct(specs: impl IntoIterator<Item = KernelSpec>) -> Vec<KernelSpec> {
+    let mut variants = Vec::new();
+    for spec in specs {
+        if !variants.contains(&spec) {
+            variants.push(spec);
+        }
+    }
+    variants
+}
+
 /// Every kernel variant that the published models use: what is compiled ahead for a host without a compiler, and what is
 /// checked for spills.
 #[must_use]

@@ -5,6 +5,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
+use crate::cuda::distinct;
 use crate::packs::{HeldRow, Operand, blocks, pack_len};
 use crate::quantize::{Form, GROUP, held_row, quantize_params, scale_params};
 
@@ -129,17 +130,13 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
     let gated = [8, 4].map(|pack| spec_gated(bf16, Share::Packs(pack), silu, false, Form::Float));
     let plain = [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu];
     let plain = plain.map(|kind| spec_activate(bf16, 8, kind));
-    let mut variants: Vec<KernelSpec> = gated.into_iter().chain(plain).collect();
     let decoders = [6144, 8960, 9728, 11_008, 12_288, 18_944, 25_600, 27_648, 29_568];
-    for (i, is_scaled) in decoders.into_iter().flat_map(|i| [(i, true), (i, false)]) {
+    let decoders = decoders.into_iter().flat_map(|i| [(i, true), (i, false)]).flat_map(|(i, is_scaled)| {
         let packs = [Form::Float, Form::Fixed, Form::PerGroup].map(|form| (form, Share::Packs(MAX_PACK)));
         let rows = HeldRow::of(i, MAX_PACK).map(|row| (Form::PerRow, Share::Rows(row)));
-        for (form, share) in packs.into_iter().chain(rows) {
-            let variant = spec_gated([DType::BF16, form.out(DType::BF16)], share, silu, is_scaled, form);
-            if !variants.contains(&variant) {
-                variants.push(variant);
-            }
-        }
-    }
-    variants
+        let spec =
+            move |(form, share)| spec_gated([DType::BF16, Form::out(form, DType::BF16)], share, silu, is_scaled, form);
+        packs.into_iter().chain(rows).map(spec)
+    });
+    distinct(gated.into_iter().chain(plain).chain(decoders))
 }

@@ -20,8 +20,6 @@ const MAX_GEMV_ROWS: usize = 8;
 const TILE_ROWS: usize = 8;
 /// With scales by block the library takes sums over multiples of it: rows of scales are copied 16 bytes at a time.
 const BLOCKS_MULTIPLE: usize = 512;
-/// The first cards with FP8.
-const MIN_F8_CAPABILITY: (u32, u32) = (8, 9);
 /// Stacked weights of one launch.
 const MAX_PARTS: usize = 3;
 /// Bytes of the kernel's loads of activations and weights.
@@ -102,7 +100,7 @@ impl Linear<'_> {
         if !matches!(x, DType::F32 | DType::BF16 | DType::F8E4M3) {
             return Err(OP.bad_dtype("x", x, "bf16, f8_e4m3 or f32 on CUDA"));
         }
-        if x == DType::F8E4M3 && stream.compute_capability() < MIN_F8_CAPABILITY {
+        if x == DType::F8E4M3 && !stream.has_f8() {
             return Err(OP.bad_dtype(
                 "x",
                 x,

@@ -5,6 +5,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{AddNorm, NormKind, OP, Sizes};
 use crate::OpError;
+use crate::cuda::distinct;
 use crate::packs::{HeldRow, Operand, WARP, blocks, pack_len};
 use crate::quantize::{Form, held_row, quantize_params, scale_params};
 
@@ -181,21 +182,15 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
     wanted.extend(towers.map(|(kind, d)| (kind, d, adds(false, false, false), Form::Float)));
     wanted.extend(towers.map(|(kind, d)| (kind, d, adds(true, false, false), Form::Float)));
     let bf16 = DType::BF16;
-    let mut variants = Vec::new();
-    for (kind, d, adds, form) in wanted {
+    distinct(wanted.into_iter().map(|(kind, d, adds, form)| {
         let plan = match (form, HeldRow::of(d, 8)) {
             (Form::PerRow | Form::PerGroup | Form::Fixed, Some(row)) => row.into(),
             _ => plan(d, pack_len(d, &[Operand::aligned(bf16)])),
         };
         let out = form.out(bf16);
         let dtypes = DTypes { residual: bf16, add: bf16, extra: bf16, weight: bf16, bias: bf16, out };
-        let variant = spec(&dtypes, plan, kind, adds, form);
-        // Sizes that share a plan share a kernel.
-        if !variants.contains(&variant) {
-            variants.push(variant);
-        }
-    }
-    variants
+        spec(&dtypes, plan, kind, adds, form)
+    }))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, Header, KernelSource, 
 use super::hopper;
 use super::plan::{HEADER_INTS, ITEM_INTS, NUM_WARPS, QUEUE_COUNTERS, Tiles, work_size};
 use super::{OP, PLAN, PagedAttention, Plan, Sizes, Work};
+use crate::cuda::distinct;
 use crate::packs::blocks;
 use crate::quantize::{Form, quantize_params};
 use crate::{KvLayout, OpError};
@@ -97,7 +98,7 @@ pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, si
         OP.dtype(arg, view.dtype(), DType::BF16, "bf16 on CUDA")?;
     }
     let is_f8 = args.layout.dtype == DType::F8E4M3;
-    if is_f8 && stream.compute_capability() < (8, 9) {
+    if is_f8 && !stream.has_f8() {
         return Err(OP.bad_dtype("k_cache", args.layout.dtype, "bf16: FP8 begins with compute capability 8.9"));
     }
     if !is_f8 && args.layout.dtype != DType::BF16 {
@@ -163,8 +164,8 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
-    // counters and partial results for every slot and an arrival for every row; the kernel bounds rows by n, pages by their table and blocks by the
-    // cache, and passes over an item of the list that doesn't keep within these sizes.
+    // counters and partial results for every slot and an arrival for every row; the kernel bounds rows by n, pages by their
+    // table and blocks by the cache, and passes over an item of the list that doesn't keep within these sizes.
     unsafe { stream.launch(&spec(tiles, layout.page, !by_hopper), launch, &mut params) }
 }
 
@@ -205,18 +206,14 @@ pub(super) fn common_params(
 
 /// The variants of the published models, whose heads are of 128 elements, on each kind of card.
 pub(crate) fn variants() -> Vec<KernelSpec> {
-    let mut variants = vec![LIST_SPEC];
     let caches = [DType::BF16, DType::F8E4M3];
     let cards = [((8, 0), true), ((8, 9), true), ((9, 0), true), ((9, 0), false)];
-    for (dtype, (capability, takes_prefill)) in caches.into_iter().flat_map(|dtype| cards.map(|card| (dtype, card))) {
+    let pairs = caches.into_iter().flat_map(|dtype| cards.map(|card| (dtype, card)));
+    let both = pairs.map(|(dtype, (capability, takes_prefill))| {
         let layout = KvLayout { page: KvLayout::DEFAULT_PAGE, dtype, num_kv_heads: 8, head_dim: MAX_HEAD_DIM };
-        let variant = spec(Tiles::choose(layout, capability), layout.page, takes_prefill);
-        if !variants.contains(&variant) {
-            variants.push(variant);
-        }
-    }
-    variants.extend(hopper::variants());
-    variants
+        spec(Tiles::choose(layout, capability), layout.page, takes_prefill)
+    });
+    distinct([LIST_SPEC].into_iter().chain(both).chain(hopper::variants()))
 }
 
 #[cfg(test)]

@@ -454,9 +454,9 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
                          const KV_T* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                          const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
                          bf16_t* __restrict__ out, f8_e4m3_t* __restrict__ rounded, i32_t* __restrict__ arrivals,
-                         f32_t* __restrict__ scales, float factor, int stride, int form, int num_rows, int num_kv_heads, int group, int num_blocks,
-                         int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2,
-                         float v_scale, u32_t flip) {
+                         f32_t* __restrict__ scales, float factor, int stride, int form, int num_rows,
+                         int num_kv_heads, int group, int num_blocks, int num_seqs, int max_blocks, int max_items,
+                         int max_slots, float scale_log2, float v_scale, u32_t flip) {
     extern __shared__ __align__(256) u8_t shared[];
     // In shared memory rather than in registers, which the tiles' sums fill.
     __shared__ Turn turn;

@@ -12,8 +12,8 @@
 //! # Shapes
 //! `q [n, num_heads, head_dim]`, `k_cache` and `v_cache [num_blocks, num_kv_heads, page, head_dim]`,
 //! `cu_seqlens [num_seqs + 1]`, `context_lens [num_seqs]`, `block_tables [num_seqs, max_blocks]`,
-//! `out [n, num_heads * head_dim]`, and so is what is [rounded](Rounded). A sequence may have no rows; then its blocks are not looked at, nor are
-//! the blocks of any sequence beyond its context.
+//! `out [n, num_heads * head_dim]`, and so is what is [rounded](Rounded). A sequence may have no rows; then its blocks are
+//! not looked at, nor are the blocks of any sequence beyond its context.
 //!
 //! # Dtypes and layout
 //! `q` and `out` f32 or bf16, the cache f32, bf16, f16 or f8_e4m3 as its [`KvLayout`] says, the rest i32. Row-major and
@@ -28,7 +28,8 @@
 //! key that it doesn't see may even be NaN.
 //!
 //! FP8 keys and values are widened exactly and multiplied by their scales where scores and sums are float32. On CUDA queries
-//! become f16 for it, which holds every bf16 between 2^-14 and 65504 in size exactly, and weights f16.
+//! become f16 for it, which holds every bf16 between 2^-14 and 65504 in size exactly (larger ones saturate), and weights
+//! f16.
 //!
 //! Rounded rows are what [`quantize`](mod@crate::quantize) makes of `out`, bit for bit; they cost no launch of their own.
 //!

@@ -25,7 +25,7 @@
 // Bound: 4 * HEAD_DIM FLOPs per row, head and key seen. A block of 128 keys is 2048 cycles of products per SM and 1024
 // of 2^x, and the products read 160 KiB of shared memory, 1280 cycles, of which QUERIES_IN_REGISTERS spares 256; with
 // KV_F8 widening takes about 1000 more.
-// Numerics: as kernel.cu; with KV_F8 queries beyond f16's range saturate.
+// Numerics: as kernel.cu.
 // Tried: fewer keys in an item's last block within the loop, by a branch around products: the assembler then waits for
 // each product before the next (it says so, C7511, C7515), so only the last sums, which are by themselves, are shorter.
 // In one block of instructions with the softmax, the assembler moves the wait for the sums up before it; behind a
@@ -180,16 +180,6 @@ __device__ __forceinline__ void look_ahead(const Operands& o, Next& next, int bl
 
 // ---- producers ----
 
-__device__ __forceinline__ u32_t saturated_f16x2(float low, float high) {
-    u32_t y;
-    asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
-    return y;
-}
-
-__device__ __forceinline__ u32_t widen_bf16x2(u32_t x) {
-    return saturated_f16x2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u));
-}
-
 // The item's queries by the block's last THREADS threads; zeros where it has none.
 template <int THREADS>
 __device__ __forceinline__ void load_queries(const Operands& o, const Item& item, int head, u8_t* to) {
@@ -201,9 +191,7 @@ __device__ __forceinline__ void load_queries(const Operands& o, const Item& item
         int4 x = {0, 0, 0, 0};
         if (place >= 0) x = *reinterpret_cast<const int4*>(o.q + place + chunk * 8);
         x.x ^= o.flip, x.y ^= o.flip, x.z ^= o.flip, x.w ^= o.flip;
-#if KV_F8
-        x = int4{(int)widen_bf16x2(x.x), (int)widen_bf16x2(x.y), (int)widen_bf16x2(x.z), (int)widen_bf16x2(x.w)};
-#endif
+        x = int4{(int)query_pair(x.x), (int)query_pair(x.y), (int)query_pair(x.z), (int)query_pair(x.w)};
         *reinterpret_cast<int4*>(to + swizzled<TILE_ROWS>(row, chunk)) = x;
     }
 }
@@ -305,13 +293,6 @@ __device__ __forceinline__ void produce_queries(const Operands& o, Places& place
     }
 }
 #else
-// Four e4m3 as two pairs of f16.
-__device__ __forceinline__ uint2 widen_e4m3x4(u32_t x) {
-    uint2 y;
-    widen_f8x4(x, y.x, y.y);
-    return y;
-}
-
 // Raw rows become f16 at their place for the products, zeros from row `num` on; by all producers. Eight neighbouring
 // lanes, whose accesses the banks serve at once, read 128 bytes of one row or two, and write eight different chunks.
 __device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
@@ -323,9 +304,13 @@ __device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
     for (int row = first; row < BLOCK_N; row += STEP) {
         uint4 x = *reinterpret_cast<const uint4*>(raw + row * HEAD_DIM + chunk * 16);
         if (row >= num) x = uint4{0, 0, 0, 0};
-        const uint2 a = widen_e4m3x4(x.x), b = widen_e4m3x4(x.y), c = widen_e4m3x4(x.z), d = widen_e4m3x4(x.w);
-        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2)) = uint4{a.x, a.y, b.x, b.y};
-        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2 + 1)) = uint4{c.x, c.y, d.x, d.y};
+        uint4 first_half, second_half;
+        widen_f8x4(x.x, first_half.x, first_half.y);
+        widen_f8x4(x.y, first_half.z, first_half.w);
+        widen_f8x4(x.z, second_half.x, second_half.y);
+        widen_f8x4(x.w, second_half.z, second_half.w);
+        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2)) = first_half;
+        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2 + 1)) = second_half;
     }
 }
 
@@ -710,9 +695,9 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
                             const u8_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                             const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
                             bf16_t* __restrict__ out, f8_e4m3_t* __restrict__ rounded, i32_t* __restrict__ arrivals,
-                            f32_t* __restrict__ scales, float factor, int stride, int form, int num_rows, int num_kv_heads, int group, int num_blocks,
-                            int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip,
-                            float out_scale) {
+                            f32_t* __restrict__ scales, float factor, int stride, int form, int num_rows,
+                            int num_kv_heads, int group, int num_blocks, int num_seqs, int max_blocks, int max_items,
+                            int max_slots, float scale_log2, u32_t flip, float out_scale) {
     extern __shared__ __align__(1024) u8_t unaligned[];
     __shared__ Places places;
     Operands o = {};

@@ -1,6 +1,6 @@
 // The work list of paged_attention, once per step for all of its layers: list = header, then items, those of the
-// prefill queue first, and in each queue the longest first; the counters and the rows' arrivals are set to 0. kernel.cu says what an item is;
-// an item stands for num_kv_heads pieces of work, one per head.
+// prefill queue first, and in each queue the longest first; the counters and the rows' arrivals are set to 0.
+// kernel.cu says what an item is; an item stands for num_kv_heads pieces of work, one per head.
 //
 // A sequence of 16 packed rows or fewer is one tile of the decode queue, others are tiles of TILE_ROWS rows of the
 // prefill queue. Keys of a tile are split where there would be too few or too uneven pieces for the num_ctas blocks

@@ -6,6 +6,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 use super::{GROUP, OP, Quantize, QuantizeRows, Scales};
 use crate::OpError;
 use crate::check::Op;
+use crate::cuda::distinct;
 use crate::packs::{HeldRow, MAX_HELD_ROW, Operand, blocks, pack_len};
 
 static SOURCE: KernelSource =
@@ -114,14 +115,6 @@ fn launch(
 /// Weights of the published models, per row, and the attention's output of the last layer.
 pub(crate) fn variants() -> Vec<KernelSpec> {
     let widths = [1536, 2048, 2560, 3584, 4096, 5120, 6144, 8192, 8960, 9728, 11_008, 12_288, 18_944, 25_600, 29_568];
-    let mut variants = Vec::new();
-    for (d, form) in widths.into_iter().flat_map(|d| Form::F8.map(|form| (d, form))) {
-        if let Some(row) = HeldRow::of(d, 8) {
-            let variant = spec(DType::BF16, form, row);
-            if !variants.contains(&variant) {
-                variants.push(variant);
-            }
-        }
-    }
-    variants
+    let rows = widths.into_iter().filter_map(|d| HeldRow::of(d, 8));
+    distinct(rows.flat_map(|row| Form::F8.map(|form| spec(DType::BF16, form, row))))
 }

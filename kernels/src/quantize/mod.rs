@@ -21,7 +21,7 @@ mod cuda;
 #[cfg(test)]
 mod tests;
 
-use foveal_device::{DType, Shape, Stream, View, ViewMut};
+use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::OpError;
 use crate::check::Op;
@@ -137,11 +137,4 @@ pub fn quantize(stream: &Stream, args: QuantizeRows<'_>) -> Result<(), OpError> 
         Some(cuda) => cuda::quantize(cuda, &args, [m, d]),
         None => cpu::quantize(stream, args, d),
     }
-}
-
-/// The scales of `x`'s shape that [`Quantize::PerGroup`] takes, for whoever allocates them.
-#[must_use]
-pub fn group_scales_shape(x: &Shape) -> [usize; 2] {
-    let rows = x.first().copied().unwrap_or(0);
-    [x.row_len().div_ceil(GROUP), group_stride(rows)]
 }

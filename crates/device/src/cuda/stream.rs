@@ -13,6 +13,9 @@ use crate::counters::{PAGEABLE_COPIES, PINNED_COPIES, SYNCHRONISES};
 use crate::matmul::Matmuls;
 use crate::{DeviceError, View, ViewMut};
 
+/// The first generation whose tensor cores take FP8.
+const MIN_F8_CAPABILITY: (u32, u32) = (8, 9);
+
 /// Brings host bytes to a GPU's memory: what a pool of page-locked blocks does better than the driver alone.
 pub trait Upload: Send + Sync {
     /// Copies `bytes` to `to`, which takes as many, in the order of `stream`. When it returns, `bytes` may be changed:
@@ -97,6 +100,12 @@ impl CudaStream {
     #[must_use]
     pub fn compute_capability(&self) -> (u32, u32) {
         self.device().compute_capability()
+    }
+
+    /// Whether its GPU multiplies FP8: Ada (8, 9), Hopper and later do.
+    #[must_use]
+    pub fn has_f8(&self) -> bool {
+        self.compute_capability() >= MIN_F8_CAPABILITY
     }
 
     /// Waits until everything that was given to it has run.

@@ -182,7 +182,7 @@ fn f8_numbers(seed: u64, len: usize) -> Vec<f32> {
 /// The GPU, if it multiplies FP8.
 fn gpu_with_f8() -> Option<Device> {
     let device = gpu()?;
-    if device.stream().cuda()?.compute_capability() < (8, 9) {
+    if !device.stream().cuda()?.has_f8() {
         println!("skipped: this GPU has no FP8");
         return None;
     }

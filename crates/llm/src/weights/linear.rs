@@ -11,8 +11,6 @@ use super::Loader;
 use crate::projection::{Projection, WeightFormat};
 use crate::{LlmError, Quantization};
 
-/// The first NVIDIA cards with FP8: Ada.
-const MIN_FP8_CAPABILITY: (u32, u32) = (8, 9);
 /// What a GPU's FP8 products ask of every size.
 const FP8_MULTIPLE: usize = 16;
 
@@ -76,11 +74,7 @@ impl<'a> LinearLayers<'a> {
     fn float(&self) -> Result<Projection, LlmError> {
         let (scope, device) = (&self.loader.scope, self.loader.device);
         let weights = self.with_parts("weight", |parts| Ok(scope.place(device, parts)?))?;
-        let bias = match self.has_bias {
-            true => Some(self.with_parts("bias", |parts| Ok(scope.place_joined(device, parts)?))?),
-            false => None,
-        };
-        Ok(Projection::new(weights, WeightFormat::Float, bias))
+        Ok(Projection::new(weights, WeightFormat::Float, self.product_bias()?))
     }
 
     /// Float weights rounded to FP8, each channel with a scale of its own.
@@ -150,16 +144,16 @@ impl<'a> LinearLayers<'a> {
     /// Scales by block: one tensor where the weights are one, else one for each.
     fn blocks(&self, blocks: &[&[f32]]) -> Result<WeightFormat, LlmError> {
         let device = self.loader.device;
-        let groups = |layer: &Layer| layer.shape[1].div_ceil(FP8_BLOCK);
+        let k = self.layers.first().map_or(0, |layer| layer.shape[1]);
+        let groups = k.div_ceil(FP8_BLOCK);
         if device.stream().cuda().is_none() {
             let part = |(scales, layer): (&&[f32], &Layer)| {
-                Tensor::from_slice(device, scales, &[layer.shape[0].div_ceil(FP8_BLOCK), groups(layer)])
+                Tensor::from_slice(device, scales, &[layer.shape[0].div_ceil(FP8_BLOCK), groups])
             };
             let scales = blocks.iter().zip(&self.layers).map(part).collect::<Result<_, _>>()?;
             return Ok(WeightFormat::Fp8Blocks { scales });
         }
         let whole = |layer: &Layer| layer.shape[0].is_multiple_of(FP8_BLOCK);
-        let k = self.layers.first().map_or(0, |layer| layer.shape[1]);
         if !self.layers.iter().all(whole) {
             return Err(self.refused(format!(
                 "scales by block need rows that are a multiple of {FP8_BLOCK} on a GPU; --quantization none runs the \
@@ -167,7 +161,6 @@ impl<'a> LinearLayers<'a> {
             )));
         }
         let joined: Vec<f32> = blocks.iter().flat_map(|scales| scales.iter().copied()).collect();
-        let groups = k.div_ceil(FP8_BLOCK);
         let rows = joined.len().checked_div(groups).unwrap_or(0);
         Ok(WeightFormat::Fp8Blocks { scales: vec![Tensor::from_slice(device, &joined, &[rows, groups])?] })
     }
@@ -194,13 +187,17 @@ impl<'a> LinearLayers<'a> {
         }
         let k = self.layers.first().map_or(0, |layer| layer.shape[1]);
         let rows = self.layers.iter().map(|layer| layer.shape[0]).sum();
+        let weights = vec![Arc::new(Tensor::from_slice(self.loader.device, &values, &[rows, k])?)];
+        Ok(Projection::new(weights, WeightFormat::Float, self.product_bias()?))
+    }
+
+    /// The biases as the product of floats adds them.
+    fn product_bias(&self) -> Result<Option<Arc<Tensor>>, LlmError> {
+        if !self.has_bias {
+            return Ok(None);
+        }
         let (scope, device) = (&self.loader.scope, self.loader.device);
-        let weights = vec![Arc::new(Tensor::from_slice(device, &values, &[rows, k])?)];
-        let bias = match self.has_bias {
-            true => Some(self.with_parts("bias", |parts| Ok(scope.place_joined(device, parts)?))?),
-            false => None,
-        };
-        Ok(Projection::new(weights, WeightFormat::Float, bias))
+        self.with_parts("bias", |parts| Ok(Some(scope.place_joined(device, parts)?)))
     }
 
     /// The biases as float32, for whoever scales the product.
@@ -218,8 +215,8 @@ impl<'a> LinearLayers<'a> {
     /// Whether the device multiplies FP8, and these sizes of it.
     fn check_device(&self) -> Result<(), LlmError> {
         let Some(cuda) = self.loader.device.stream().cuda() else { return Ok(()) };
-        let (major, minor) = cuda.compute_capability();
-        if (major, minor) < MIN_FP8_CAPABILITY {
+        if !cuda.has_f8() {
+            let (major, minor) = cuda.compute_capability();
             return Err(self.refused(format!(
                 "FP8 needs a GPU of compute capability 8.9 or later (Ada, Hopper), and this one has {major}.{minor}; \
                  --quantization none runs an FP8 checkpoint in bf16"
