@@ -81,7 +81,6 @@ fn decoder(criterion: &mut Criterion) {
                 scale,
                 work: None,
                 out: ViewMut::from_slice(out, &[rows, heads * d]).unwrap(),
-                rounded: None,
             };
             paged_attention(device.stream(), args).unwrap();
         };

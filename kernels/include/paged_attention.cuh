@@ -3,7 +3,6 @@
 #pragma once
 #include "kv_fragments.cuh"
 #include "paged_work.cuh"
-#include "quantize.cuh"
 
 // The warps that work on an item, the first of the block, and their barrier: prefill_sm90.cu has its own.
 #ifndef NUM_WARPS
@@ -14,14 +13,6 @@
 // A warp's tile of keys of the decode body: within a page.
 #define DECODE_KEYS (HEAD_DIM > 64 && !KV_F8 ? 16 : 32)
 #define SUM_STRIDE (HEAD_DIM + 8)
-
-// Where rows go that are rounded to FP8, if they are.
-struct Rounding {
-    f8_e4m3_t* __restrict__ out;  // [num_rows, num_heads * HEAD_DIM], or null
-    i32_t* arrivals;              // [num_rows]: heads of a row that are in `out` of `Operands`
-    QuantizeTo to;
-    int form;  // TO_F8_...
-};
 
 struct Operands {
     const bf16_t* __restrict__ q;
@@ -36,7 +27,6 @@ struct Operands {
     float scale;    // above 0, times log2(e) and what keys are to be multiplied by
     float v_scale;  // what values are to be multiplied by
     u32_t flip;     // the sign bits of two elements of q where the scale is negative
-    Rounding rounding;
 };
 
 // Where a packed row of an item lies in q and out, or -1 outside of the batch.

@@ -1,8 +1,7 @@
 //! Attention over the paged cache, and within pictures.
 
-use foveal_device::{DType, Stream, Tensor};
-use foveal_kernels::paged_attention::{PagedAttention, Plan, Rounded, Work, paged_attention, plan, work_size};
-use foveal_kernels::quantize::Quantize;
+use foveal_device::{DType, Tensor};
+use foveal_kernels::paged_attention::{PagedAttention, Plan, Work, paged_attention, plan, work_size};
 use foveal_kernels::varlen_attention::{VarlenAttention, varlen_attention};
 use foveal_kernels::{KvLayout, KvScales};
 
@@ -39,40 +38,26 @@ impl Sequence {
 }
 
 pub(super) fn all(bench: &mut Bench) -> anyhow::Result<()> {
-    for (kv, is_rounded) in [(DType::BF16, false), (DType::F8E4M3, false), (DType::F8E4M3, true)] {
-        of_form(bench, Form { kv, is_rounded })?;
+    for kv in [DType::BF16, DType::F8E4M3] {
+        of_cache(bench, kv)?;
     }
     VISION.into_iter().try_for_each(|(segments, len)| varlen(bench, segments, len))
 }
 
-/// What a step's attention is given.
-#[derive(Clone, Copy)]
-struct Form {
-    kv: DType,
-    /// The rows leave rounded to FP8, too, as the output projection of FP8 weights reads them.
-    is_rounded: bool,
-}
-
-impl Form {
-    fn name(self, op: &str) -> String {
-        let rounded = if self.is_rounded { " + quantise" } else { "" };
-        let cache = if self.kv == DType::BF16 { String::new() } else { format!(", {}", self.kv) };
-        format!("{op}{rounded}{cache}")
-    }
-}
-
-fn of_form(bench: &mut Bench, form: Form) -> anyhow::Result<()> {
+/// Over pages of a type.
+fn of_cache(bench: &mut Bench, kv: DType) -> anyhow::Result<()> {
+    let named = |op: &str| if kv == DType::BF16 { op.to_owned() } else { format!("{op}, {kv}") };
     for (num_seqs, context) in DECODE {
         let sequences = vec![Sequence { rows: 1, context }; num_seqs];
-        paged(bench, form, ("decode attention", &format!("{num_seqs} x {context}")), &sequences)?;
+        paged(bench, kv, (&named("decode attention"), &format!("{num_seqs} x {context}")), &sequences)?;
     }
     for tokens in PREFILL {
         let prompt = Sequence { rows: tokens, context: tokens };
-        paged(bench, form, ("prefill attention", &format!("1 x {tokens}")), &[prompt])?;
+        paged(bench, kv, (&named("prefill attention"), &format!("1 x {tokens}")), &[prompt])?;
     }
     let mut mixed = vec![Sequence { rows: 1, context: 1766 }; 64];
     mixed.push(Sequence { rows: 1024, context: 1024 });
-    paged(bench, form, ("mixed attention", "1024 + 64 x 1766"), &mixed)
+    paged(bench, kv, (&named("mixed attention"), "1024 + 64 x 1766"), &mixed)
 }
 
 /// A batch's lengths and pages, on the card.
@@ -104,53 +89,10 @@ impl Lengths {
     }
 }
 
-/// The list of a step's work, and what it takes.
-struct WorkMemory {
-    list: Tensor,
-    counters: Tensor,
-    arrivals: Tensor,
-    partials: Tensor,
-}
-
-impl WorkMemory {
-    fn new(bench: &Bench, n: usize, num_seqs: usize, layout: KvLayout) -> anyhow::Result<Self> {
-        let size = work_size(n, num_seqs, HEADS, layout, bench.cuda()?.num_sms() as usize);
-        Ok(Self {
-            list: bench.scratch(DType::I32, &[size.list_len])?,
-            counters: bench.scratch(DType::I32, &[size.counters_len])?,
-            arrivals: bench.scratch(DType::I32, &[size.arrivals_len])?,
-            partials: bench.scratch(DType::F32, &[size.partials_len])?,
-        })
-    }
-
-    fn plan(&mut self, stream: &Stream, lengths: &Lengths, layout: KvLayout) -> anyhow::Result<()> {
-        let args = Plan {
-            cu_seqlens: lengths.cu_seqlens.view(),
-            context_lens: lengths.context_lens.view(),
-            num_heads: HEADS,
-            layout,
-            list: self.list.view_mut()?,
-            counters: self.counters.view_mut()?,
-            arrivals: self.arrivals.view_mut()?,
-        };
-        Ok(plan(stream, args)?)
-    }
-
-    fn lend(&mut self) -> anyhow::Result<Work<'_>> {
-        Ok(Work {
-            list: self.list.view(),
-            counters: self.counters.view_mut()?,
-            arrivals: self.arrivals.view_mut()?,
-            partials: self.partials.view_mut()?,
-        })
-    }
-}
-
-fn paged(bench: &mut Bench, form: Form, (op, shape): (&str, &str), sequences: &[Sequence]) -> anyhow::Result<()> {
-    let (kv, op) = (form.kv, form.name(op));
+fn paged(bench: &mut Bench, kv: DType, (op, shape): (&str, &str), sequences: &[Sequence]) -> anyhow::Result<()> {
     let layout = KvLayout { dtype: kv, ..LAYOUT };
     let plan_op = format!("plan of {op}");
-    if !bench.wants(&op, shape) && !bench.wants(&plan_op, shape) {
+    if !bench.wants(op, shape) && !bench.wants(&plan_op, shape) {
         return Ok(());
     }
     let stream = bench.device.stream().clone();
@@ -162,35 +104,36 @@ fn paged(bench: &mut Bench, form: Form, (op, shape): (&str, &str), sequences: &[
     };
     let q = bench.random(&[n, HEADS, HEAD_DIM])?;
     let mut out = bench.scratch(DType::BF16, &[n, HEADS * HEAD_DIM])?;
-    let lengths = Lengths::new(bench, sequences)?;
-    let mut memory = WorkMemory::new(bench, n, sequences.len(), layout)?;
-    let mut rounded = bench.scratch(DType::F8E4M3, &[n, HEADS * HEAD_DIM])?;
-    let mut scales = bench.scratch(DType::F32, &[n])?;
-    memory.plan(&stream, &lengths, layout)?;
+    let Lengths { cu_seqlens, context_lens, block_tables } = Lengths::new(bench, sequences)?;
+    let size = work_size(n, sequences.len(), HEADS, layout, bench.cuda()?.num_sms() as usize);
+    let mut list = bench.scratch(DType::I32, &[size.list_len])?;
+    let mut counters = bench.scratch(DType::I32, &[size.counters_len])?;
+    let mut partials = bench.scratch(DType::F32, &[size.partials_len])?;
+    let make_plan = |list: &mut Tensor, counters: &mut Tensor| {
+        let (cu_seqlens, context_lens) = (cu_seqlens.view(), context_lens.view());
+        let (list, counters) = (list.view_mut()?, counters.view_mut()?);
+        anyhow::Ok(plan(&stream, Plan { cu_seqlens, context_lens, num_heads: HEADS, layout, list, counters })?)
+    };
+    make_plan(&mut list, &mut counters)?;
     let cost = sequences.iter().map(|sequence| sequence.cost(kv)).fold(Cost::of_bytes(0), Cost::plus);
-    bench.time(&op, shape, cost, |i| {
-        let rounded = if form.is_rounded {
-            Some(Rounded { quantize: Quantize::PerRow(scales.view_mut()?), out: rounded.view_mut()? })
-        } else {
-            None
-        };
+    bench.time(op, shape, cost, |i| {
         let args = PagedAttention {
             q: q.view(),
             layout,
             kv_scales: KvScales::ONE,
             k_cache: k_caches.view(i)?,
             v_cache: v_caches.view(i)?,
-            cu_seqlens: lengths.cu_seqlens.view(),
-            context_lens: lengths.context_lens.view(),
-            block_tables: lengths.block_tables.view(),
+            cu_seqlens: cu_seqlens.view(),
+            context_lens: context_lens.view(),
+            block_tables: block_tables.view(),
             scale: (HEAD_DIM as f32).powf(-0.5),
-            work: Some(memory.lend()?),
+            work: Some(Work { list: list.view(), counters: counters.view_mut()?, partials: partials.view_mut()? }),
             out: out.view_mut()?,
-            rounded,
         };
         Ok(paged_attention(&stream, args)?)
     })?;
-    bench.time(&plan_op, shape, Cost::of_bytes(8 * sequences.len()), |_| memory.plan(&stream, &lengths, layout))
+    let lengths = Cost::of_bytes(8 * sequences.len());
+    bench.time(&plan_op, shape, lengths, |_| make_plan(&mut list, &mut counters))
 }
 
 fn varlen(bench: &mut Bench, segments: usize, len: usize) -> anyhow::Result<()> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use foveal_device::{DType, Stream, Tensor};
-use foveal_kernels::paged_attention::{PagedAttention, Rounded, paged_attention};
+use foveal_kernels::paged_attention::{PagedAttention, paged_attention};
 use foveal_kernels::qk_norm_rope::{QkNorm, QkNormRope, qk_norm_rope};
 use foveal_kernels::{KvLayout, KvScales};
 
@@ -11,7 +11,6 @@ use crate::attention_work::AttentionWork;
 use crate::batch::BatchViews;
 use crate::kv_cache::PagedLayer;
 use crate::projection::Projection;
-use crate::projection_input::InputForm;
 use crate::rope::RopeTables;
 use crate::workspace::{Workspace, heads, heads_mut};
 use crate::{DecoderSettings, LlmError};
@@ -81,16 +80,9 @@ impl Attention {
         Ok(())
     }
 
-    /// Each row's mixture of its sequence's values, as floats and in the form: `q -> attn`.
-    pub(crate) fn attend(
-        &self,
-        step: &Step<'_>,
-        cache: &PagedLayer,
-        form: InputForm,
-        ws: &mut Workspace,
-    ) -> Result<(), LlmError> {
+    /// Each row's mixture of its sequence's values: `q -> attn`.
+    pub(crate) fn attend(&self, step: &Step<'_>, cache: &PagedLayer, ws: &mut Workspace) -> Result<(), LlmError> {
         let (n, settings) = (step.num_rows(), step.settings);
-        let (out, rounded) = ws.attn.write_both(n, form)?;
         paged_attention(
             step.stream,
             PagedAttention {
@@ -104,8 +96,7 @@ impl Attention {
                 block_tables: step.batch.block_tables,
                 scale: (settings.head_dim as f32).powf(-0.5),
                 work: ws.attention_work.as_mut().map(AttentionWork::lend).transpose()?,
-                out,
-                rounded: rounded.map(|(quantize, out)| Rounded { quantize, out }),
+                out: ws.attn.float.rows_mut(0..n)?,
             },
         )?;
         Ok(())
@@ -113,6 +104,7 @@ impl Attention {
 
     /// Back to hidden states, for the first `n` rows: `attn -> delta`.
     pub(crate) fn project(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
+        ws.attn.round(stream, n, self.o_proj.input_form())?;
         self.o_proj.forward(stream, n, &ws.attn, &mut ws.hidden.delta)
     }
 

@@ -14,8 +14,6 @@ pub(crate) struct AttentionWork {
     list: Tensor,
     /// i32, zero between launches.
     counters: Tensor,
-    /// i32, a row each: zero between launches, too.
-    arrivals: Tensor,
     /// f32
     partials: Tensor,
 }
@@ -34,7 +32,6 @@ impl AttentionWork {
         Ok(Some(Self {
             list: Tensor::zeros(device, DType::I32, &[size.list_len])?,
             counters: Tensor::zeros(device, DType::I32, &[size.counters_len])?,
-            arrivals: Tensor::zeros(device, DType::I32, &[size.arrivals_len])?,
             partials: Tensor::zeros(device, DType::F32, &[size.partials_len])?,
         }))
     }
@@ -42,30 +39,19 @@ impl AttentionWork {
     /// Writes the step's list.
     pub(crate) fn plan(&mut self, step: &Step<'_>) -> Result<(), LlmError> {
         let (cu_seqlens, context_lens) = (step.batch.cu_seqlens, step.batch.context_lens);
-        let args = Plan {
-            cu_seqlens,
-            context_lens,
-            num_heads: step.settings.num_attention_heads,
-            layout: step.layout,
-            list: self.list.view_mut()?,
-            counters: self.counters.view_mut()?,
-            arrivals: self.arrivals.view_mut()?,
-        };
-        Ok(plan(step.stream, args)?)
+        let (list, counters) = (self.list.view_mut()?, self.counters.view_mut()?);
+        let num_heads = step.settings.num_attention_heads;
+        plan(step.stream, Plan { cu_seqlens, context_lens, num_heads, layout: step.layout, list, counters })?;
+        Ok(())
     }
 
     /// What one layer takes.
     pub(crate) fn lend(&mut self) -> Result<Work<'_>, LlmError> {
-        Ok(Work {
-            list: self.list.view(),
-            counters: self.counters.view_mut()?,
-            arrivals: self.arrivals.view_mut()?,
-            partials: self.partials.view_mut()?,
-        })
+        Ok(Work { list: self.list.view(), counters: self.counters.view_mut()?, partials: self.partials.view_mut()? })
     }
 
     /// Bytes of all of it.
     pub(crate) fn len_bytes(&self) -> usize {
-        [&self.list, &self.counters, &self.arrivals, &self.partials].iter().map(|tensor| tensor.len_bytes()).sum()
+        [&self.list, &self.counters, &self.partials].iter().map(|tensor| tensor.len_bytes()).sum()
     }
 }

@@ -10,7 +10,6 @@ use crate::batch::BatchBounds;
 use crate::kv_cache::PagedLayer;
 use crate::layer::{DecoderLayer, Delta, ResidualNorm};
 use crate::projection::Projection;
-use crate::projection_input::InputForm;
 use crate::rope::RopeTables;
 use crate::weights::DecoderWeights;
 use crate::{Batch, BatchLimits, DecoderSettings, KvCache, LlmError, Quantization, Workspace};
@@ -183,7 +182,7 @@ impl Decoder {
         for (i, (layer, next)) in layers.iter().zip(next_layers).enumerate() {
             let Some(cache) = caches.next() else { break };
             layer.attention.store(step, cache, ws)?;
-            layer.attention.attend(step, cache, layer.attention.o_proj.input_form(), ws)?;
+            layer.attention.attend(step, cache, ws)?;
             self.finish_layer(step.stream, layer, n, ws)?;
             let deepstack = step.batch.image.and_then(|image| image.deepstack_rows(i));
             let delta = Delta { scales: layer.mlp.down_proj.output_scales(&ws.inner, n)?, deepstack };
@@ -209,10 +208,8 @@ impl Decoder {
         if kept == 0 {
             return Ok(());
         }
-        // Rounded once it is known which rows are kept.
-        layer.attention.attend(step, cache, InputForm::Float, ws)?;
+        layer.attention.attend(step, cache, ws)?;
         ws.keep_rows(step.stream, step.num_rows(), step.batch.logit_rows)?;
-        ws.attn.round(step.stream, kept, layer.attention.o_proj.input_form())?;
         self.finish_layer(step.stream, layer, kept, ws)?;
         let last = self.weights.layers.len() - 1;
         let deepstack = step.batch.image.and_then(|image| image.kept_deepstack_rows(last));

@@ -89,19 +89,6 @@ impl ProjectionInput {
         }
     }
 
-    /// Where the operator before writes the first `n` rows as floats and, for a form of FP8, also rounded.
-    pub(crate) fn write_both(
-        &mut self,
-        n: usize,
-        form: InputForm,
-    ) -> Result<(ViewMut<'_>, Option<(Quantize<'_>, ViewMut<'_>)>), LlmError> {
-        let rounded = match &mut self.f8 {
-            Some(f8) => f8.write(n, form)?,
-            None => None,
-        };
-        Ok((self.float.rows_mut(0..n)?, rounded))
-    }
-
     /// Brings the first `n` rows, which are floats, into the form.
     pub(crate) fn round(&mut self, stream: &Stream, n: usize, form: InputForm) -> Result<(), LlmError> {
         let Some(f8) = &mut self.f8 else { return Ok(()) };

@@ -3,9 +3,8 @@
 use foveal_device::{DType, Stream, View};
 use half::bf16;
 
-use super::{OP, PagedAttention, Rounded, Sizes};
+use super::{OP, PagedAttention, Sizes};
 use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
-use crate::quantize::{QuantizeRows, quantize};
 use crate::real::with_stored;
 use crate::reals::FLOATS;
 use crate::shared_rows::SharedOut;
@@ -19,24 +18,16 @@ pub(super) fn paged_attention(
     args: PagedAttention<'_>,
     sizes: Sizes,
 ) -> Result<(), OpError> {
-    let PagedAttention {
-        q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, mut out, rounded, ..
-    } = args;
+    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, mut out, .. } = args;
     let (scale, value_scale) = (args.scale * args.kv_scales.k, args.kv_scales.v);
     let Sizes { num_heads, head_dim, .. } = sizes;
-    let shared = SharedOut::new(OP, &mut out, num_heads.saturating_mul(head_dim))?;
+    let out = SharedOut::new(OP, &mut out, num_heads.saturating_mul(head_dim))?;
     let sequences = sequences(&cu_seqlens, &context_lens, &block_tables, layout.page, sizes)?;
-    let common = Common { isa, stream, num_heads, layout, scale, value_scale, sequences: &sequences, out: &shared };
+    let common = Common { isa, stream, num_heads, layout, scale, value_scale, sequences: &sequences, out: &out };
     match q.dtype() {
         DType::F32 => common.run::<f32>(OP.slice(&q)?, &k_cache, &v_cache),
         DType::BF16 => common.run::<bf16>(OP.slice(&q)?, &k_cache, &v_cache),
         other => Err(OP.bad_dtype("q", other, "f32 or bf16")),
-    }?;
-    match rounded {
-        Some(Rounded { quantize: to, out: rounded }) => {
-            quantize(stream, QuantizeRows { x: out.as_view(), quantize: to, out: rounded })
-        }
-        None => Ok(()),
     }
 }
 

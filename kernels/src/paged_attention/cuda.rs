@@ -8,7 +8,6 @@ use super::plan::{HEADER_INTS, ITEM_INTS, NUM_WARPS, QUEUE_COUNTERS, Tiles, work
 use super::{OP, PLAN, PagedAttention, Plan, Sizes, Work};
 use crate::cuda::distinct;
 use crate::packs::blocks;
-use crate::quantize::{Form, quantize_params};
 use crate::{KvLayout, OpError};
 
 /// What the kernels include: the crate's own headers, and those that they alone share.
@@ -18,9 +17,7 @@ pub(super) const HEADERS: &[Header] = &[
     Header { name: "hopper.cuh", text: include_str!("../../include/hopper.cuh") },
     Header { name: "kv_fragments.cuh", text: include_str!("../../include/kv_fragments.cuh") },
     Header { name: "paged_work.cuh", text: include_str!("../../include/paged_work.cuh") },
-    crate::cuda::QUANTIZE,
     Header { name: "paged_attention.cuh", text: include_str!("../../include/paged_attention.cuh") },
-    Header { name: "paged_rounding.cuh", text: include_str!("../../include/paged_rounding.cuh") },
 ];
 static ATTENTION: KernelSource =
     KernelSource { name: "paged_attention", text: include_str!("kernel.cu"), headers: HEADERS };
@@ -71,7 +68,6 @@ pub(super) fn plan(stream: &CudaStream, args: &Plan<'_>, num_seqs: usize) -> Res
     let run = || -> Result<(), DeviceError> {
         let mut params = Args::new();
         params.ptr(&args.cu_seqlens)?.ptr(&args.context_lens)?.ptr_mut(&args.list)?.ptr_mut(&args.counters)?;
-        params.ptr_mut(&args.arrivals)?.usize_as_i32(args.arrivals.shape().num_elements())?;
         params.usize_as_i32(num_seqs)?.usize_as_i32(num_heads / layout.num_kv_heads)?;
         params.usize_as_i32(layout.num_kv_heads)?.usize_as_i32(max_items)?.usize_as_i32(max_slots)?;
         // What takes chunks on Hopper has a block per multiprocessor.
@@ -107,9 +103,6 @@ pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, si
     if sizes.n == 0 || sizes.num_heads == 0 || sizes.head_dim == 0 {
         return Ok(());
     }
-    if let Some(rounded) = &args.rounded {
-        OP.aligned("rounded.out", &rounded.out.as_view())?;
-    }
     // Rows of keys are copied 16 bytes at a time.
     let multiple = if is_f8 { 16 } else { 8 };
     if !sizes.head_dim.is_multiple_of(multiple) || sizes.head_dim > MAX_HEAD_DIM {
@@ -128,7 +121,7 @@ pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, si
 /// Enough memory for any batch of these shapes.
 fn check_work(work: &Work<'_>, sizes: Sizes, layout: KvLayout, num_sms: usize) -> Result<(), OpError> {
     let need = work_size(sizes.n, sizes.num_seqs, sizes.num_heads, layout, num_sms);
-    let [counters, arrivals, partials] = [&work.counters, &work.arrivals, &work.partials].map(|part| part.as_view());
+    let (counters, partials) = (work.counters.as_view(), work.partials.as_view());
     let enough = |arg, view: &View<'_>, dtype, expected, len: usize| {
         OP.dtype(arg, view.dtype(), dtype, expected)?;
         OP.aligned(arg, view)?;
@@ -141,7 +134,6 @@ fn check_work(work: &Work<'_>, sizes: Sizes, layout: KvLayout, num_sms: usize) -
     };
     enough("work.list", &work.list, DType::I32, "i32", need.list_len)?;
     enough("work.counters", &counters, DType::I32, "i32", need.counters_len)?;
-    enough("work.arrivals", &arrivals, DType::I32, "i32", need.arrivals_len)?;
     // The slots that the list may name are as many as there are counters.
     let (_, num_slots) = capacity(&work.list, &counters);
     let partials_len = num_slots.saturating_mul(16 * (sizes.head_dim + 2));
@@ -158,14 +150,15 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     }
     let mut params = Args::new();
     params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
-    common_params(&mut params, args, work, sizes)?;
+    params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
+    size_params(&mut params, args, work, sizes)?;
     let Factor { scale, flip } = Factor::of(args);
     params.f32(scale).f32(args.kv_scales.v).u32(flip);
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
-    // counters and partial results for every slot and an arrival for every row; the kernel bounds rows by n, pages by their
-    // table and blocks by the cache, and passes over an item of the list that doesn't keep within these sizes.
+    // counters and partial results for every slot; the kernel bounds rows by n, pages by their table and blocks by the
+    // cache, and passes over an item of the list that doesn't keep within these sizes.
     unsafe { stream.launch(&spec(tiles, layout.page, !by_hopper), launch, &mut params) }
 }
 
@@ -184,18 +177,13 @@ impl Factor {
     }
 }
 
-/// What both kernels are told behind the queries, the cache and its tables, in order.
-pub(super) fn common_params(
+/// The sizes that both kernels are told, in order.
+pub(super) fn size_params(
     params: &mut Args,
     args: &PagedAttention<'_>,
     work: &Work<'_>,
     sizes: Sizes,
 ) -> Result<(), DeviceError> {
-    params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
-    let quantize = args.rounded.as_ref().map(|rounded| &rounded.quantize);
-    params.ptr_or_null(args.rounded.as_ref().map(|rounded| rounded.out.as_view()).as_ref())?.ptr_mut(&work.arrivals)?;
-    quantize_params(params, quantize)?;
-    params.usize_as_i32(Form::of(quantize) as usize)?;
     let num_kv_heads = args.layout.num_kv_heads;
     let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
     params.usize_as_i32(sizes.n)?.usize_as_i32(num_kv_heads)?.usize_as_i32(sizes.num_heads / num_kv_heads)?;

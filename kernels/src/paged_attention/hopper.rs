@@ -3,7 +3,7 @@
 
 use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Swizzle, TensorMap, View};
 
-use super::cuda::{Factor, HEADERS, common_params};
+use super::cuda::{Factor, HEADERS, size_params};
 use super::{PagedAttention, Sizes, Work};
 use crate::KvLayout;
 
@@ -57,12 +57,13 @@ pub(super) fn launch_prefill(
     let mut params = Args::new();
     params.tensor_map(&map(&args.k_cache)?).tensor_map(&map(&args.v_cache)?);
     params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
-    common_params(&mut params, args, work, sizes)?;
+    params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
+    size_params(&mut params, args, work, sizes)?;
     let Factor { scale, flip } = Factor::of(args);
     params.f32(scale).u32(flip).f32(args.kv_scales.v);
     let launch = Launch::new([stream.num_sms(), 1, 1], [THREADS, 1, 1]).shared_bytes(shared_bytes(layout) as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell and `check_work` enough
-    // counters, partial results and arrivals; the maps are those of the caches, whose blocks the kernel bounds by their number, as
+    // counters and partial results; the maps are those of the caches, whose blocks the kernel bounds by their number, as
     // it does pages by their table and rows by n, and it passes over an item that doesn't keep within these sizes.
     unsafe { stream.launch(&spec(layout), launch, &mut params) }
 }

@@ -15,8 +15,7 @@
 //   decode: 16 packed rows; the warps take turns at tiles of DECODE_KEYS keys, each through a ring of its own with no
 //     block-wide barrier, and are merged at the end.
 // A tile whose keys are split over items leaves float32 sums, maxima and totals; the last to arrive merges them in the
-// splits' order. Rows that the next product reads as FP8 are rounded by whoever brings a row's last head
-// (paged_rounding.cuh).
+// splits' order.
 //
 // Shared memory: max(queries + 2 stages of keys and values, 4 rings of DECODE_STAGES, 32 KiB), 96 KiB for heads of 128;
 // 16-byte chunks are swizzled (or rows padded to an odd number of them), so that ldmatrix meets no bank twice.
@@ -25,7 +24,6 @@
 // raised only when it is exceeded by 2^LAZY, which spares most rescalings.
 #include "attention.cuh"
 #include "paged_attention.cuh"
-#include "paged_rounding.cuh"
 
 // A maximum is raised when it is exceeded by 2^LAZY: weights and sums stay far within float32 and bf16.
 #define LAZY 8.0f
@@ -217,8 +215,7 @@ __device__ __forceinline__ void load_block(const Operands& o, const Item& item, 
     }
 }
 
-// Whether its rows are in `out`: not those of a split but the last.
-__device__ __forceinline__ bool prefill(const Operands& o, Turn& turn, u8_t* shared) {
+__device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* shared) {
     const Item& item = turn.now.item;
     const int& head = turn.now.head;
     const int first = threadIdx.x & ~31;
@@ -289,12 +286,10 @@ __device__ __forceinline__ bool prefill(const Operands& o, Turn& turn, u8_t* sha
     if (turn.is_counted && threadIdx.x == 0) take_next(o, false, turn.next);
     if (item.num_splits == 1) {
         if (first < item.count) store_rows(o, item, head, shared, rows, sums);
-        return true;
+        return;
     }
     store_partial(o, item, head, rows, sums);
-    if (!is_last_split(o, item, head)) return false;
-    merge_splits(o, item, head, reinterpret_cast<float*>(shared));
-    return true;
+    if (is_last_split(o, item, head)) merge_splits(o, item, head, reinterpret_cast<float*>(shared));
 }
 
 // ---- decode: 16 packed rows ----
@@ -383,8 +378,7 @@ __device__ __forceinline__ void store_decode(const Operands& o, const Item& item
     }
 }
 
-// As `prefill`.
-__device__ __forceinline__ bool decode(const Operands& o, Turn& turn, u8_t* shared) {
+__device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shared) {
     const Item& item = turn.now.item;
     const int& head = turn.now.head;
     constexpr int STEP = NUM_WARPS * DECODE_KEYS, STAGE_BYTES = KvRows::bytes(2 * DECODE_KEYS);
@@ -443,27 +437,24 @@ __device__ __forceinline__ bool decode(const Operands& o, Turn& turn, u8_t* shar
     __syncthreads();
     if (turn.is_counted && threadIdx.x == 0) take_next(o, false, turn.next);
     store_decode(o, item, head, reinterpret_cast<float*>(shared), rows, sums);
-    if (item.num_splits == 1) return true;
-    if (!is_last_split(o, item, head)) return false;
-    merge_splits(o, item, head, reinterpret_cast<float*>(shared));
-    return true;
+    if (item.num_splits > 1 && is_last_split(o, item, head)) {
+        merge_splits(o, item, head, reinterpret_cast<float*>(shared));
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
     paged_attention_bf16(const bf16_t* __restrict__ q, const KV_T* __restrict__ k_cache,
                          const KV_T* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                          const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                         bf16_t* __restrict__ out, f8_e4m3_t* __restrict__ rounded, i32_t* __restrict__ arrivals,
-                         f32_t* __restrict__ scales, float factor, int stride, int form, int num_rows,
-                         int num_kv_heads, int group, int num_blocks, int num_seqs, int max_blocks, int max_items,
-                         int max_slots, float scale_log2, float v_scale, u32_t flip) {
+                         bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
+                         int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2,
+                         float v_scale, u32_t flip) {
     extern __shared__ __align__(256) u8_t shared[];
     // In shared memory rather than in registers, which the tiles' sums fill.
     __shared__ Turn turn;
     const Operands o = {q,          k_cache,   v_cache,    block_tables, list,         counters, partials,
                         out,        num_rows,  num_kv_heads, group,      num_blocks,   num_seqs, max_blocks,
-                        max_items,  max_slots, scale_log2, v_scale, flip,
-                        {rounded, arrivals, {scales, factor, stride}, form}};
+                        max_items,  max_slots, scale_log2, v_scale, flip};
     if (threadIdx.x == 0) {
         // With no more items than blocks each block has its one, and nothing is counted.
         turn.is_counted = (i64_t)(num_prefill_of(o) + list[NUM_DECODE]) * num_kv_heads > gridDim.x;
@@ -477,9 +468,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
         }
         __syncthreads();
         if (turn.now.kind == NOTHING) break;
-        const bool is_prefill = TAKES_PREFILL && turn.now.kind == PREFILL;
-        const bool is_done = is_prefill ? prefill(o, turn, shared) : decode(o, turn, shared);
-        if (is_done) round_finished_rows(o, turn.now.item);
+        if (TAKES_PREFILL && turn.now.kind == PREFILL) {
+            prefill(o, turn, shared);
+        } else {
+            decode(o, turn, shared);
+        }
     }
     if (turn.is_counted && threadIdx.x == 0) {
         __threadfence();

@@ -12,13 +12,13 @@
 //! # Shapes
 //! `q [n, num_heads, head_dim]`, `k_cache` and `v_cache [num_blocks, num_kv_heads, page, head_dim]`,
 //! `cu_seqlens [num_seqs + 1]`, `context_lens [num_seqs]`, `block_tables [num_seqs, max_blocks]`,
-//! `out [n, num_heads * head_dim]`, and so is what is [rounded](Rounded). A sequence may have no rows; then its blocks are
-//! not looked at, nor are the blocks of any sequence beyond its context.
+//! `out [n, num_heads * head_dim]`. A sequence may have no rows; then its blocks are not looked at, nor are
+//! the blocks of any sequence beyond its context.
 //!
 //! # Dtypes and layout
 //! `q` and `out` f32 or bf16, the cache f32, bf16, f16 or f8_e4m3 as its [`KvLayout`] says, the rest i32. Row-major and
 //! contiguous; `page` is a multiple of 32. On CUDA `q` and `out` are bf16, the cache bf16 or f8_e4m3, all aligned to 16 bytes,
-//! and `head_dim` is a multiple of 8 (16 for f8_e4m3) up to 128. What is rounded is f8_e4m3.
+//! and `head_dim` is a multiple of 8 (16 for f8_e4m3) up to 128.
 //!
 //! # Numerics
 //! Float32 throughout, rounded once into `out`. On the CPU the softmax is online, over blocks of 32 tokens counted from
@@ -30,8 +30,6 @@
 //! FP8 keys and values are widened exactly and multiplied by their scales where scores and sums are float32. On CUDA queries
 //! become f16 for it, which holds every bf16 between 2^-14 and 65504 in size exactly (larger ones saturate), and weights
 //! f16.
-//!
-//! Rounded rows are what [`quantize`](mod@crate::quantize) makes of `out`, bit for bit; they cost no launch of their own.
 //!
 //! On CUDA scores, maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their way into the
 //! product with the values (their total is not): an output is off by 2^-8 of the weighted sum of its values' magnitudes
@@ -55,7 +53,6 @@ use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::attention::KEY_BLOCK;
 use crate::check::Op;
-use crate::quantize::{Quantize, check_out};
 use crate::simd::Isa;
 use crate::{KvLayout, KvScales, OpError};
 
@@ -90,17 +87,6 @@ pub struct PagedAttention<'a> {
     pub work: Option<Work<'a>>,
     /// `[n, num_heads * head_dim]`
     pub out: ViewMut<'a>,
-    /// The same rows as a product of FP8 operands reads them, where one does.
-    pub rounded: Option<Rounded<'a>>,
-}
-
-/// Rows of the output rounded to FP8.
-#[derive(Debug)]
-pub struct Rounded<'a> {
-    /// How.
-    pub quantize: Quantize<'a>,
-    /// `[n, num_heads * head_dim]` FP8.
-    pub out: ViewMut<'a>,
 }
 
 /// What [`plan`] has written, and memory for partial results: of [`work_size`] or larger, the same for every layer of a
@@ -111,8 +97,6 @@ pub struct Work<'a> {
     pub list: View<'a>,
     /// i32: the counters that it was given. They come back as they were.
     pub counters: ViewMut<'a>,
-    /// i32: how many of a row's heads are done, for what is rounded; given to [`plan`] and come back as they were, too.
-    pub arrivals: ViewMut<'a>,
     /// f32: sums of pieces of sequences until they are merged; may hold anything before and after.
     pub partials: ViewMut<'a>,
 }
@@ -132,8 +116,6 @@ pub struct Plan<'a> {
     pub list: ViewMut<'a>,
     /// i32, of [`WorkSize::counters_len`]: set to 0.
     pub counters: ViewMut<'a>,
-    /// i32, of [`WorkSize::arrivals_len`]: set to 0.
-    pub arrivals: ViewMut<'a>,
 }
 
 /// The sizes of checked operands.
@@ -160,11 +142,6 @@ impl PagedAttention<'_> {
         }
         // Without rows, the other sizes cost no memory: they may be anything.
         OP.shape("out", self.out.shape(), &[n, num_heads.saturating_mul(head_dim)])?;
-        if let Some(rounded) = &self.rounded {
-            let shape = self.out.shape();
-            OP.shape("rounded.out", rounded.out.shape(), shape)?;
-            check_out(OP, Some(&rounded.quantize), rounded.out.dtype(), [n, shape.row_len()])?;
-        }
         let [num_seqs, max_blocks] = OP.rank("block_tables", self.block_tables.shape())?;
         OP.dtype("block_tables", self.block_tables.dtype(), DType::I32, "i32")?;
         check_lengths(OP, &self.cu_seqlens, &self.context_lens, num_seqs)?;
@@ -200,7 +177,6 @@ impl Plan<'_> {
         }
         PLAN.dtype("list", self.list.dtype(), DType::I32, "i32")?;
         PLAN.dtype("counters", self.counters.dtype(), DType::I32, "i32")?;
-        PLAN.dtype("arrivals", self.arrivals.dtype(), DType::I32, "i32")?;
         Ok(num_seqs)
     }
 }

@@ -26,8 +26,6 @@ pub struct WorkSize {
     pub list_len: usize,
     /// i32 elements of the counters.
     pub counters_len: usize,
-    /// i32 elements of the rows' arrivals.
-    pub arrivals_len: usize,
     /// f32 elements of the partial results.
     pub partials_len: usize,
 }
@@ -54,7 +52,6 @@ pub fn work_size(max_tokens: usize, max_seqs: usize, num_heads: usize, layout: K
     WorkSize {
         list_len: num_items.saturating_mul(ITEM_INTS).saturating_add(HEADER_INTS),
         counters_len: QUEUE_COUNTERS + num_slots,
-        arrivals_len: max_tokens,
         partials_len: num_slots.saturating_mul(slot_len(layout.head_dim)),
     }
 }

@@ -48,7 +48,6 @@ enum {
 };
 
 #include "paged_attention.cuh"
-#include "paged_rounding.cuh"
 
 #ifndef LAZY
 // A maximum is raised when it is exceeded by 2^LAZY: weights and sums stay far within float32, bf16 and f16.
@@ -675,15 +674,14 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
             ++taken;
         }
         u8_t* const own = tiles.at(tiles.queries(place));
-        bool is_done = true;
         if (item.num_splits == 1) {
             store_rows(o, item, work.head, own, warpgroup, out_scale, rows, sums);
         } else {
             store_partial(o, item, work.head, out_scale, rows, sums);
-            is_done = is_last_split(o, item, work.head);
-            if (is_done) merge_splits(o, item, work.head, reinterpret_cast<float*>(own));
+            if (is_last_split(o, item, work.head)) {
+                merge_splits(o, item, work.head, reinterpret_cast<float*>(own));
+            }
         }
-        if (is_done) round_finished_rows(o, item);
         __syncwarp();
         is_through_with(places.q_empty[place]);
     }
@@ -694,10 +692,9 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
                             const bf16_t* __restrict__ q, const u8_t* __restrict__ k_cache,
                             const u8_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                             const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                            bf16_t* __restrict__ out, f8_e4m3_t* __restrict__ rounded, i32_t* __restrict__ arrivals,
-                            f32_t* __restrict__ scales, float factor, int stride, int form, int num_rows,
-                            int num_kv_heads, int group, int num_blocks, int num_seqs, int max_blocks, int max_items,
-                            int max_slots, float scale_log2, u32_t flip, float out_scale) {
+                            bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
+                            int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip,
+                            float out_scale) {
     extern __shared__ __align__(1024) u8_t unaligned[];
     __shared__ Places places;
     Operands o = {};
@@ -706,7 +703,6 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     o.num_seqs = num_seqs, o.max_blocks = max_blocks, o.max_items = max_items, o.max_slots = max_slots;
     // Partial results are scaled when they are stored.
     o.scale = scale_log2, o.v_scale = 1.0f, o.flip = flip;
-    o.rounding = {rounded, arrivals, {scales, factor, stride}, form};
     u8_t* const shared = unaligned + (-shared_address(unaligned) & 1023);
     const Tiles tiles = {shared, shared_address(shared)};
     if (threadIdx.x == 0) {

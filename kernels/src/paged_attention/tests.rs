@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use self::problem::{KIND, Kind, Problem, Step, kind};
 use crate::simd::Isa;
-use crate::testing::{Quantized, SCHEMES, device_tests, load, store};
+use crate::testing::{device_tests, load, store};
 
 fn every_type_and_shape_agrees_with_float64(device: &Device) {
     // One token; pages filled to the brim, one more, one less; groups of one and many heads; odd heads; long pages.
@@ -111,29 +111,6 @@ fn sequences_without_rows_are_passed_over(device: &Device) {
     assert!(problem.step(device, &vec![(0, 0..0)], None).is_empty());
 }
 
-/// Chunks, decode rows, rows whose keys are split, and groups of heads that tiles cut through.
-fn what_is_rounded_is_what_quantize_makes_of_the_rows(device: &Device) {
-    let step = vec![(0, 70..150), (1, 0..1), (2, 29..33), (3, 2900..3000), (3, 2999..3000), (2, 3..3)];
-    for (group, num_kv_heads, head_dim, cache) in [
-        (4, 8, 128, DType::BF16),
-        (5, 2, 64, DType::F8E4M3),
-        (8, 4, 128, DType::F8E4M3),
-        (1, 3, 64, DType::BF16),
-        (2, 3, 24, DType::BF16),
-    ] {
-        let kind = Kind { group, num_kv_heads, head_dim, cache, ..kind(device) };
-        let problem = Problem::new(device, kind, &[150, 1, 33, 3000]);
-        let steps = [step.clone(), vec![(3, 2999..3000)], vec![(1, 0..1), (2, 32..33)]];
-        for (step, scheme) in steps.iter().flat_map(|step| SCHEMES.map(|scheme| (step, scheme))) {
-            let n = step.iter().map(|(_, tokens)| tokens.len()).sum();
-            let mut rounded = Quantized::new(device, scheme, [n, problem.row()]);
-            let rows = problem.step_and_round(device, step, None, Some(&mut rounded));
-            assert_bitwise_equal(&rows, &problem.step(device, step, None));
-            rounded.assert_is(&rows, 0.0);
-        }
-    }
-}
-
 fn a_scale_of_any_sign_is_taken(device: &Device) {
     for scale in [-0.3, 0.0, 1.0] {
         let mut problem = Problem::new(device, kind(device), &[70, 1, 5]);
@@ -205,7 +182,6 @@ device_tests!(cpu: [
     a_long_prompt_agrees_with_float64,
     seventy_sequences_agree_with_float64,
     sequences_without_rows_are_passed_over,
-    what_is_rounded_is_what_quantize_makes_of_the_rows,
     a_scale_of_any_sign_is_taken,
     what_lies_beyond_the_context_does_not_matter,
 ]);

@@ -1,6 +1,6 @@
 // The work list of paged_attention, once per step for all of its layers: list = header, then items, those of the
-// prefill queue first, and in each queue the longest first; the counters and the rows' arrivals are set to 0.
-// kernel.cu says what an item is; an item stands for num_kv_heads pieces of work, one per head.
+// prefill queue first, and in each queue the longest first; the counters are set to 0. kernel.cu says what an item is;
+// an item stands for num_kv_heads pieces of work, one per head.
 //
 // A sequence of 16 packed rows or fewer is one tile of the decode queue, others are tiles of TILE_ROWS rows of the
 // prefill queue. Keys of a tile are split where there would be too few or too uneven pieces for the num_ctas blocks
@@ -126,15 +126,14 @@ __device__ __forceinline__ void add_up(int* buckets) {
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     paged_attention_work_list(const i32_t* __restrict__ cu_seqlens, const i32_t* __restrict__ context_lens,
-                              i32_t* __restrict__ list, i32_t* __restrict__ counters,
-                              i32_t* __restrict__ arrivals, int num_arrivals, int num_seqs, int group, int num_kv_heads,
-                              int max_items, int max_slots, int num_ctas, int num_prefill_ctas) {
+                              i32_t* __restrict__ list, i32_t* __restrict__ counters, int num_seqs, int group,
+                              int num_kv_heads, int max_items, int max_slots, int num_ctas,
+                              int num_prefill_ctas) {
     extern __shared__ Sequence sequences[];
     __shared__ Shared shared;
     int* const words = reinterpret_cast<int*>(&shared);
     for (int i = threadIdx.x; i < (int)(sizeof(Shared) / sizeof(int)); i += THREADS) words[i] = 0;
     for (int i = threadIdx.x; i < QUEUE_COUNTERS + max_slots; i += THREADS) counters[i] = 0;
-    for (int i = threadIdx.x; i < num_arrivals; i += THREADS) arrivals[i] = 0;
     for (int i = threadIdx.x; i < num_seqs; i += THREADS) {
         const int begin = max(cu_seqlens[i], 0), end = max(cu_seqlens[i + 1], begin);
         sequences[i] = {begin, min(end - begin, MAX_ROWS), min(max(context_lens[i], 0), MAX_KEYS)};

@@ -4,9 +4,9 @@ use foveal_device::{DType, Device, Tensor};
 use foveal_testkit::{assert_bitwise_equal, assert_close_at};
 
 use super::super::cpu::paged_attention as run;
-use super::super::{PagedAttention, Plan, Rounded, Work, paged_attention, plan, work_size};
+use super::super::{PagedAttention, Plan, Work, paged_attention, plan, work_size};
 use crate::simd::Isa;
-use crate::testing::{Quantized, load, store, tensor, values as numbers};
+use crate::testing::{load, store, tensor, values as numbers};
 use crate::{KvLayout, KvScales};
 
 /// A cache with the keys and values of some sequences, and queries for all of their tokens.
@@ -56,7 +56,6 @@ pub(super) fn kind(device: &Device) -> Kind {
 pub(super) struct Lent {
     pub(super) list: Tensor,
     pub(super) counters: Tensor,
-    pub(super) arrivals: Tensor,
     pub(super) partials: Tensor,
 }
 
@@ -67,18 +66,13 @@ impl Lent {
         Some(Self {
             list: tensor(device, &vec![i32::MAX; size.list_len], &[size.list_len]),
             counters: tensor(device, &vec![7_i32; size.counters_len], &[size.counters_len]),
-            arrivals: tensor(device, &vec![3_i32; size.arrivals_len], &[size.arrivals_len]),
             partials: tensor(device, &vec![f32::NAN; size.partials_len], &[size.partials_len]),
         })
     }
 
     pub(super) fn work(&mut self) -> Work<'_> {
-        Work {
-            list: self.list.view(),
-            counters: self.counters.view_mut().unwrap(),
-            arrivals: self.arrivals.view_mut().unwrap(),
-            partials: self.partials.view_mut().unwrap(),
-        }
+        let (list, counters) = (self.list.view(), self.counters.view_mut().unwrap());
+        Work { list, counters, partials: self.partials.view_mut().unwrap() }
     }
 }
 
@@ -133,16 +127,6 @@ impl Problem {
     }
 
     pub(super) fn step(&self, device: &Device, step: &Step, isa: Option<Isa>) -> Vec<f32> {
-        self.step_and_round(device, step, isa, None)
-    }
-
-    pub(super) fn step_and_round(
-        &self,
-        device: &Device,
-        step: &Step,
-        isa: Option<Isa>,
-        rounded: Option<&mut Quantized>,
-    ) -> Vec<f32> {
         let q: Vec<f32> = step
             .iter()
             .flat_map(|(i, tokens)| &self.sequences[*i].q[tokens.start * self.row()..tokens.end * self.row()])
@@ -160,23 +144,11 @@ impl Problem {
             table.resize(max_blocks, -1);
             block_tables.extend(table);
         }
-        self.attend_and_round(device, &q, [&cu_seqlens, &context_lens, &block_tables], isa, rounded)
+        self.attend(device, &q, [&cu_seqlens, &context_lens, &block_tables], isa)
     }
 
     /// `lengths`: cu_seqlens, context_lens and block_tables.
     pub(super) fn attend(&self, device: &Device, q: &[f32], lengths: [&[i32]; 3], isa: Option<Isa>) -> Vec<f32> {
-        self.attend_and_round(device, q, lengths, isa, None)
-    }
-
-    /// As [`attend`](Self::attend), with rows rounded into `rounded` as well.
-    pub(super) fn attend_and_round(
-        &self,
-        device: &Device,
-        q: &[f32],
-        lengths: [&[i32]; 3],
-        isa: Option<Isa>,
-        mut rounded: Option<&mut Quantized>,
-    ) -> Vec<f32> {
         let (n, num_seqs) = (q.len() / self.row(), lengths[1].len());
         let q = store(device, q, self.q_dtype, &[n, self.num_heads, self.layout.head_dim]);
         let cu_seqlens = tensor(device, lengths[0], &[num_seqs + 1]);
@@ -192,7 +164,6 @@ impl Problem {
                 layout: self.layout,
                 list: lent.list.view_mut().unwrap(),
                 counters: lent.counters.view_mut().unwrap(),
-                arrivals: lent.arrivals.view_mut().unwrap(),
             };
             plan(device.stream(), args).unwrap();
         }
@@ -210,10 +181,6 @@ impl Problem {
                 scale: self.scale,
                 work: lent.as_mut().map(Lent::work),
                 out: out.view_mut().unwrap(),
-                rounded: rounded.as_mut().map(|rounded| {
-                    let (quantize, out) = rounded.lend();
-                    Rounded { quantize, out }
-                }),
             };
             match isa {
                 Some(isa) => {
@@ -228,10 +195,8 @@ impl Problem {
         if device.is_cuda() {
             // All layers of a step work by one list, and get the same bits from the same operands.
             assert_bitwise_equal(&layer(), &out);
-            let lent = lent.unwrap();
-            for counters in [lent.counters, lent.arrivals] {
-                assert!(counters.to_vec::<i32>().unwrap().iter().all(|&counter| counter == 0));
-            }
+            let counters = lent.unwrap().counters.to_vec::<i32>().unwrap();
+            assert!(counters.iter().all(|&counter| counter == 0));
         }
         out
     }

@@ -2,9 +2,8 @@
 
 use foveal_device::{DType, Device, Tensor};
 
-use super::super::{PagedAttention, Plan, Rounded, paged_attention, plan};
+use super::super::{PagedAttention, Plan, paged_attention, plan};
 use super::problem::{Kind, Lent, Problem, kind};
-use crate::quantize::Quantize;
 use crate::testing::{blamed, device_tests, gpu, load, tensor, values as numbers};
 use crate::{KvLayout, KvScales, OpError};
 
@@ -25,7 +24,6 @@ struct Operands {
     context_lens: Vec<i32>,
     block_tables: (Vec<i32>, Vec<usize>),
     out: (DType, Vec<usize>),
-    rounded: Option<(DType, Vec<usize>, usize)>,
     has_work: bool,
 }
 
@@ -41,8 +39,6 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
         context_lens: vec![40, 2],
         block_tables: (vec![2, 0, 1, -1], vec![2, 2]),
         out: (kind(device).out, vec![4, 32]),
-        // And how many scales there are.
-        rounded: Some((DType::F8E4M3, vec![4, 32], 4)),
         has_work: true,
     };
     spoil(&mut o);
@@ -53,9 +49,6 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
     let cu_seqlens = ints(&o.cu_seqlens, &[o.cu_seqlens.len()]);
     let context_lens = ints(&o.context_lens, &[o.context_lens.len()]);
     let block_tables = ints(&o.block_tables.0, &o.block_tables.1);
-    let mut rounded = o
-        .rounded
-        .map(|(dtype, dims, scales)| (Tensor::zeros(device, DType::F32, &[scales]).unwrap(), zeros(&(dtype, dims))));
     let args = PagedAttention {
         q: q.view(),
         layout: o.layout,
@@ -68,10 +61,6 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
         scale: 1.0,
         work: lent.as_mut().map(Lent::work),
         out: out.view_mut().unwrap(),
-        rounded: rounded.as_mut().map(|(scales, out)| Rounded {
-            quantize: Quantize::PerRow(scales.view_mut().unwrap()),
-            out: out.view_mut().unwrap(),
-        }),
     };
     paged_attention(device.stream(), args)
 }
@@ -91,10 +80,6 @@ fn misfits_are_refused_by_name(device: &Device) {
     assert_eq!(blamed(refusal(&|o| o.block_tables.1 = vec![4])), "block_tables");
     assert_eq!(blamed(refusal(&|o| o.out.1 = vec![4, 31])), "out");
     assert_eq!(blamed(refusal(&|o| o.out.0 = DType::F16)), "out");
-    refusal(&|o| o.rounded = None).unwrap();
-    assert_eq!(blamed(refusal(&|o| o.rounded = Some((DType::F8E4M3, vec![4, 31], 4)))), "rounded.out");
-    assert_eq!(blamed(refusal(&|o| o.rounded = Some((DType::BF16, vec![4, 32], 4)))), "out");
-    assert_eq!(blamed(refusal(&|o| o.rounded = Some((DType::F8E4M3, vec![4, 32], 3)))), "quantize");
     let no_heads = |o: &mut Operands| {
         o.layout.num_kv_heads = 0;
         (o.k_cache.1[1], o.v_cache.1[1]) = (0, 0);
@@ -132,7 +117,6 @@ fn cuda_refuses_by_name_what_it_does_not_take() {
         o.layout.head_dim = head_dim;
         o.q.1[2] = head_dim;
         (o.k_cache.1[3], o.v_cache.1[3], o.out.1[1]) = (head_dim, head_dim, 4 * head_dim);
-        o.rounded = None;
     };
     let is_dtype = |result: Result<(), OpError>| (matches!(result, Err(OpError::DType { .. })), blamed(result));
     assert_eq!(is_dtype(refusal(&device, |o| o.q.0 = DType::F32)), (true, "q"));
@@ -148,7 +132,7 @@ fn cuda_refuses_by_name_what_it_does_not_take() {
     assert!(matches!(refusal(&device, |o| o.has_work = false), Err(OpError::Mismatch { arg: "work", .. })));
     // Memory for fewer rows.
     let more = |o: &mut Operands| {
-        (o.q.1[0], o.out.1[0], o.rounded) = (4000, 4000, None);
+        (o.q.1[0], o.out.1[0]) = (4000, 4000);
         o.cu_seqlens[2] = 4000;
     };
     assert_eq!(blamed(refusal(&device, more)), "work.list");
@@ -187,8 +171,7 @@ fn cuda_keeps_within_bounds_whatever_the_list() {
         let (q, cache) = (zeros(DType::BF16, &[40, 8, 64]), zeros(DType::BF16, &layout.cache_shape(3)));
         let (cu_seqlens, context_lens) = (zeros(DType::I32, &[4]), zeros(DType::I32, &[3]));
         let block_tables = zeros(DType::I32, &[3, 2]);
-        let (mut out, mut f8) = (zeros(DType::BF16, &[40, 512]), zeros(DType::F8E4M3, &[40, 512]));
-        let mut scales = zeros(DType::F32, &[40]);
+        let mut out = zeros(DType::BF16, &[40, 512]);
         let args = PagedAttention {
             q: q.view(),
             layout,
@@ -201,10 +184,6 @@ fn cuda_keeps_within_bounds_whatever_the_list() {
             scale: 1.0,
             work: Some(lent.work()),
             out: out.view_mut().unwrap(),
-            rounded: Some(Rounded {
-                quantize: Quantize::PerRow(scales.view_mut().unwrap()),
-                out: f8.view_mut().unwrap(),
-            }),
         };
         paged_attention(device.stream(), args).unwrap();
         load(&out);
@@ -216,8 +195,7 @@ fn a_plan_is_checked_on_every_device() {
     let device = Device::cpu(1).unwrap();
     let run = |lens: [usize; 2], num_heads: usize, dtype: DType| {
         let ints = |len: usize| tensor(&device, &vec![0_i32; len], &[len]);
-        let (cu_seqlens, context_lens) = (ints(lens[0]), ints(lens[1]));
-        let (mut counters, mut arrivals) = (ints(9), ints(4));
+        let (cu_seqlens, context_lens, mut counters) = (ints(lens[0]), ints(lens[1]), ints(9));
         let mut list = Tensor::zeros(&device, dtype, &[64]).unwrap();
         let args = Plan {
             cu_seqlens: cu_seqlens.view(),
@@ -226,7 +204,6 @@ fn a_plan_is_checked_on_every_device() {
             layout: KvLayout { page: 32, dtype: DType::BF16, num_kv_heads: 2, head_dim: 64 },
             list: list.view_mut().unwrap(),
             counters: counters.view_mut().unwrap(),
-            arrivals: arrivals.view_mut().unwrap(),
         };
         plan(device.stream(), args)
     };
