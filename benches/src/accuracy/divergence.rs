@@ -105,7 +105,7 @@ impl DivergenceSummary {
             num_same_best += usize::from(row.same_best);
         }
         // What is no number comes last: it shows as the worst.
-        nats.sort_by(f64::total_cmp);
+        nats.sort_by(|a, b| a.is_nan().cmp(&b.is_nan()).then(a.total_cmp(b)));
         let num_rows = nats.len();
         let not_exceeded = |percent: usize| nats.get((num_rows * percent).div_ceil(100).max(1) - 1).copied();
         Some(Self {
@@ -158,5 +158,10 @@ mod tests {
             DivergenceSummary { num_rows: 200, mean: 100.5, p50: 100.0, p99: 198.0, max: 200.0, num_same_best: 100 };
         assert_eq!(got, expected);
         assert_eq!(DivergenceSummary::of([]), None);
+        // What is no number is the worst, whatever its sign.
+        for nan in [f64::NAN, -f64::NAN] {
+            let rows = [nan, 1.0].map(|nats| RowDivergence { nats, same_best: true });
+            assert!(DivergenceSummary::of(rows).is_some_and(|summary| summary.max.is_nan() && summary.p50 == 1.0));
+        }
     }
 }

@@ -8,8 +8,8 @@ use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource
 use foveal_device::{DType, Device, DeviceKind};
 use foveal_llm::{Decoder, GenerationDefaults, Quantization, parse_kv_cache_dtype};
 use foveal_processor::Processor;
-use foveal_runtime::{LoadFormat, processor_settings};
-use foveal_vision::{Normalisation, VisionTower};
+use foveal_runtime::{LoadFormat, normalisation, processor_settings};
+use foveal_vision::VisionTower;
 
 /// The longest sequence: the engine's default, longer than any question.
 const MAX_MODEL_LEN: usize = 8192;
@@ -133,8 +133,8 @@ impl Front {
         // What can't be read is left for the processor to miss.
         let read = |name: &str| folder.file(name).ok().flatten();
         let processor = Processor::from_reader(read, processor_settings(config, max_model_len))?;
-        let (stills, _) = processor.normalization().context("the folder has no preprocessor_config.json")?;
-        let normalisation = Normalisation { mean: stills.mean, std: stills.std };
+        processor.normalization().context("the folder has no preprocessor_config.json")?;
+        let normalisation = normalisation(&processor)?;
         Ok(Self {
             processor,
             tower: VisionTower::load(&config.vision, normalisation, weights, device)?,

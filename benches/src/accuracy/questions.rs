@@ -92,7 +92,11 @@ impl ImageFile {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(offset))?;
         let mut bytes = Vec::new();
-        file.take(len_bytes).read_to_end(&mut bytes)?;
-        Ok(bytes)
+        let len = file.take(len_bytes).read_to_end(&mut bytes)?;
+        if len as u64 == len_bytes {
+            return Ok(bytes);
+        }
+        let reason = format!("ends after {len} of the {len_bytes} bytes from {offset} on; write the questions again");
+        Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason))
     }
 }

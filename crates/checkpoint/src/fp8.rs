@@ -111,6 +111,18 @@ pub enum WeightScales {
     Block(Vec<f32>),
 }
 
+impl WeightScales {
+    /// The scale of the element in `row` and `column` of a weight of `k` columns; none outside of it.
+    #[must_use]
+    pub fn at(&self, k: usize, row: usize, column: usize) -> Option<f32> {
+        match self {
+            Self::Tensor(scale) => Some(*scale),
+            Self::Channel(rows) => rows.get(row).copied(),
+            Self::Block(blocks) => blocks.get(row / FP8_BLOCK * k.div_ceil(FP8_BLOCK) + column / FP8_BLOCK).copied(),
+        }
+    }
+}
+
 /// What the elements of an FP8 layer's input are multiplied by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum InputScale {

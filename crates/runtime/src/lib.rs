@@ -26,7 +26,7 @@ pub use error::RuntimeError;
 pub use model::Model;
 pub use model_report::{ComponentReport, MemoryPlan, ModelReport, ModuleReport, TensorReport};
 pub use options::{LoadFormat, ModelOptions};
-pub use parts::processor_settings;
+pub use parts::{normalisation, processor_settings};
 pub use picture::Picture;
 pub use reference::{Reference, ReferenceCase};
 pub use verify::{CaseReport, LogitError, MAX_CASE_NOISE_RATIO, MAX_NOISE_RATIO, VerifyReport, verify};

@@ -188,7 +188,10 @@ fn with_pixel_limits<'a>(bytes: Cow<'a, [u8]>, options: &ModelOptions) -> Cow<'a
 
 /// The processor's normalisation as the tower takes it, which divides bytes by 255 itself and has one for stills and
 /// videos.
-fn normalisation(processor: &Processor) -> Result<Normalisation, ProcessorError> {
+///
+/// # Errors
+/// [`ProcessorError::Unsupported`] when videos have another, and [`ProcessorError::BadFile`] when it gives no pixel values.
+pub fn normalisation(processor: &Processor) -> Result<Normalisation, ProcessorError> {
     let Some((stills, videos)) = processor.normalization() else {
         return Ok(Normalisation { mean: [0.0; 3], std: [1.0; 3] });
     };

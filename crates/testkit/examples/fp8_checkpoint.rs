@@ -24,7 +24,12 @@ fn main() -> ExitCode {
     });
     fs::create_dir_all(to).unwrap_or_else(|error| panic!("{to}: {error}"));
     Quantizer::new(scheme)
-        .input_scale(|layer| scales.get(layer).copied().unwrap_or(Quantizer::INPUT_SCALE))
+        .input_scale(|layer| match args.get(3) {
+            None => Quantizer::INPUT_SCALE,
+            Some(file) => *scales
+                .get(layer)
+                .unwrap_or_else(|| panic!("{file} has no scale for {layer}: name layers as model.safetensors does")),
+        })
         .folder(Path::new(from), Path::new(to));
     ExitCode::SUCCESS
 }

@@ -80,8 +80,9 @@ impl<'a> Quantizer<'a> {
     /// other files. `to` must be another, existing folder.
     ///
     /// # Panics
-    /// When a file can't be read or written, or a layer's weight is of no float type.
+    /// When a file can't be read or written, `to` is `from`, or a layer's weight is neither bf16 nor f32.
     pub fn folder(&self, from: &Path, to: &Path) {
+        assert_ne!(from.canonicalize().ok(), to.canonicalize().ok(), "an FP8 checkpoint needs a folder of its own");
         for entry in fs::read_dir(from).unwrap_or_else(|e| panic!("{}: {e}", from.display())) {
             let (path, name) = entry.map(|e| (e.path(), e.file_name())).unwrap();
             if path.is_file() && name != "config.json" && name != WEIGHTS {
@@ -136,7 +137,11 @@ impl<'a> Quantizer<'a> {
 
     /// `quantization_config`, or ModelOpt's file.
     fn config_section(&self) -> Value {
-        let scheme = |strategy: &str, is_dynamic: bool| json!({"num_bits": 8, "type": "float", "strategy": strategy, "dynamic": is_dynamic, "symmetric": true});
+        let scheme = |strategy: &str, is_dynamic: bool| {
+            json!({
+                "num_bits": 8, "type": "float", "strategy": strategy, "dynamic": is_dynamic, "symmetric": true,
+            })
+        };
         let per_tensor = |activations: &str| {
             json!({
                 "quant_method": "fp8", "activation_scheme": activations, "ignored_layers": ["lm_head", "re:.*visual.*"],

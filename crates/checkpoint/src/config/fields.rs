@@ -49,6 +49,11 @@ impl<'a> Fields<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// Whether a value is there and is null.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.map.get(key).is_some_and(Value::is_null)
+    }
+
     /// An object inside of this one.
     pub(super) fn section(&self, key: &str) -> Result<Option<Self>, CheckpointError> {
         match self.value(key) {

@@ -26,6 +26,8 @@ pub struct QuantizationConfig {
 pub enum LayerQuantization {
     /// FP8 (e4m3) with scales.
     Fp8(Fp8Config),
+    /// Of a float type: the config is about the KV cache alone.
+    Float,
     /// Something that this version can't run, in words: `int weights of 4 bits`. Empty where the whole dialect is
     /// unknown.
     Unknown(String),
@@ -60,7 +62,7 @@ fn unknown<T>(what: impl Into<String>) -> Result<T, Fault> {
 
 /// What a dialect's section says.
 struct Section {
-    layers: Fp8Config,
+    layers: LayerQuantization,
     has_fp8_kv_cache: bool,
 }
 
@@ -90,13 +92,18 @@ impl QuantizationConfig {
 
     fn new(method: &str, fields: &Fields<'_>, section: Result<Section, Fault>) -> Result<Self, CheckpointError> {
         let (layers, has_fp8_kv_cache) = match section {
-            Ok(section) => (LayerQuantization::Fp8(section.layers), section.has_fp8_kv_cache),
+            Ok(section) => (section.layers, section.has_fp8_kv_cache),
             Err(Fault::Unknown(what)) => (LayerQuantization::Unknown(what), false),
             Err(Fault::Bad(error)) => return Err(error),
         };
         let mut ignored_modules = Vec::new();
         for key in ["modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules"] {
-            ignored_modules.extend(fields.names(key)?);
+            match fields.names(key) {
+                Ok(names) => ignored_modules.extend(names),
+                // A dialect that can't be read is refused by its name, whatever its fields are.
+                Err(_) if matches!(layers, LayerQuantization::Unknown(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(Self { quant_method: method.to_owned(), layers, has_fp8_kv_cache, ignored_modules })
     }
@@ -106,7 +113,7 @@ impl QuantizationConfig {
     pub fn fp8(&self) -> Option<Fp8Config> {
         match &self.layers {
             LayerQuantization::Fp8(layers) => Some(*layers),
-            LayerQuantization::Unknown(_) => None,
+            LayerQuantization::Float | LayerQuantization::Unknown(_) => None,
         }
     }
 
@@ -114,7 +121,7 @@ impl QuantizationConfig {
     pub(super) fn unsupported(&self) -> Option<String> {
         let method = &self.quant_method;
         match &self.layers {
-            LayerQuantization::Fp8(_) => None,
+            LayerQuantization::Fp8(_) | LayerQuantization::Float => None,
             LayerQuantization::Unknown(what) if what.is_empty() => Some(format!("quantisation by `{method}`")),
             LayerQuantization::Unknown(what) => Some(format!("quantisation by `{method}` with {what}")),
         }
@@ -137,7 +144,7 @@ fn official(fields: &Fields<'_>) -> Result<Section, Fault> {
         Some("static") => InputScaleKind::Static,
         Some(other) => return unknown(format!("inputs scaled by the scheme `{}`", short(other))),
     };
-    let layers = checked(weight, input)?;
+    let layers = LayerQuantization::Fp8(checked(weight, input)?);
     Ok(Section { layers, has_fp8_kv_cache: false })
 }
 

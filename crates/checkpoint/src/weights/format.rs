@@ -13,9 +13,14 @@ use crate::{
 const WEIGHT_SCALES: [&str; 2] = ["weight_scale_inv", "weight_scale"];
 const INPUT_SCALE: &str = "input_scale";
 
-/// Names that the scales of keys and values have below an attention layer: compressed-tensors', ModelOpt's, vLLM's.
-const KV_SCALES: [[&str; 2]; 3] =
-    [["k_scale", "v_scale"], ["k_proj.k_scale", "v_proj.v_scale"], ["attn.k_scale", "attn.v_scale"]];
+/// Names that the scales of keys and values have below an attention layer: compressed-tensors', its older ones,
+/// ModelOpt's, vLLM's.
+const KV_SCALES: [[&str; 2]; 4] = [
+    ["k_scale", "v_scale"],
+    ["k_proj.output_scale", "v_proj.output_scale"],
+    ["k_proj.k_scale", "v_proj.v_scale"],
+    ["attn.k_scale", "attn.v_scale"],
+];
 
 /// The tensors of an FP8 layer's scales, by their names below the scope.
 struct FoundScales {

@@ -280,7 +280,13 @@ fn scales_of_keys_and_values() {
         source([k].into_iter().chain(v).collect()).at("").kv_scales("layers.0.self_attn")
     };
     let scales = |part: &str, shape: &[usize], value| f32_scales(&format!("layers.0.self_attn.{part}"), shape, value);
-    for (k, v) in [("k_scale", "v_scale"), ("k_proj.k_scale", "v_proj.v_scale"), ("attn.k_scale", "attn.v_scale")] {
+    let names = [
+        ("k_scale", "v_scale"),
+        ("k_proj.output_scale", "v_proj.output_scale"),
+        ("k_proj.k_scale", "v_proj.v_scale"),
+        ("attn.k_scale", "attn.v_scale"),
+    ];
+    for (k, v) in names {
         let found = kv(scales(k, &[], 0.5), Some(scales(v, &[1], 0.25))).unwrap();
         assert_eq!(found, Some([0.5, 0.25]));
         let error = kv(scales(v, &[], 0.5), None).unwrap_err();

@@ -30,6 +30,12 @@ fn assert_fp8(section: &Value, weight: WeightScaleKind, input: Option<InputScale
 }
 
 #[track_caller]
+fn assert_float_with_fp8_kv_cache(section: &Value) {
+    let config = read(section);
+    assert_eq!((&config.layers, config.has_fp8_kv_cache), (&LayerQuantization::Float, true), "{section}");
+    assert_eq!(config.fp8(), None);
+}
+
 fn assert_refused(section: &Value, feature: &str) {
     let error = parse(&with_section(section)).unwrap().ensure_supported().unwrap_err();
     assert_says(&error, &["Qwen3-VL", feature, "FP8 (e4m3) with scales per tensor", "bf16 checkpoint"]);
@@ -108,7 +114,9 @@ fn the_dialect_of_qwens_own_checkpoints() {
     let both = changed(&section, "/weight_block_size", json!([128, 128]));
     assert_refused(&both, "static input scales and weight scales 128x128 blocks");
     for method in ["awq", "gptq", "bitsandbytes", "mxfp4", "fbgemm_fp8"] {
-        assert_refused(&json!({"quant_method": method, "bits": 4}), &format!("quantisation by `{method}` is not"));
+        // Whatever its fields hold.
+        let section = json!({"quant_method": method, "bits": 4, "modules_to_not_convert": "lm_head"});
+        assert_refused(&section, &format!("quantisation by `{method}` is not"));
     }
 }
 
@@ -125,6 +133,9 @@ fn the_dialect_of_compressed_tensors() {
     assert_fp8(&fixed, WeightScaleKind::Tensor, DYNAMIC);
     assert_fp8(&changed(&fixed, &format!("{INPUTS}/dynamic"), json!(false)), WeightScaleKind::Tensor, STATIC);
     assert_fp8(&block(), WeightScaleKind::Block, DYNAMIC);
+    let cache = json!({"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": false, "symmetric": true});
+    let cache_alone = changed(&changed(&compressed(), "/config_groups", json!({})), "/kv_cache_scheme", cache);
+    assert_float_with_fp8_kv_cache(&cache_alone);
     assert_fp8(
         &changed(&block(), &format!("{WEIGHTS}/block_structure"), json!("128x128")),
         WeightScaleKind::Block,
@@ -193,6 +204,10 @@ fn the_dialect_of_modelopt() {
         assert_refused(&changed(&section, "/quant_algo", json!(algorithm)), &feature);
     }
 
+    // Weights as they were, and a KV cache that may be FP8.
+    let section = json!({"quant_method": "modelopt", "quant_algo": null, "kv_cache_quant_algo": "FP8"});
+    assert_float_with_fp8_kv_cache(&section);
+
     let inner = json!({"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]});
     assert!(read(&json!({"quant_method": "modelopt", "quantization": inner})).has_fp8_kv_cache);
     let inner = changed(&inner, "/kv_cache_quant_algo", json!("NVFP4"));
@@ -223,7 +238,7 @@ fn modelopts_own_file_counts_where_the_config_says_nothing() {
         (&b"{"[..], "no valid JSON"),
         (b"[]", "should be an object"),
         (b"{}", "`quantization` should be an object"),
-        (br#"{"quantization": {}}"#, "`quantization.quant_algo` should be a string, and is missing"),
+        (br#"{"quantization": {}}"#, "`quantization.quant_algo` should be a string or null, and is missing"),
         (br#"{"quantization": {"quant_algo": "FP8", "exclude_modules": 3}}"#, "`quantization.exclude_modules`"),
     ] {
         assert_says(&load(&config_json("tiny"), file).unwrap_err(), &["hf_quant_config.json", part]);
@@ -247,7 +262,7 @@ fn sections_that_make_no_sense_are_named_by_field() {
             "config_groups.group_0.weights.block_structure",
             "two positive integers",
         ),
-        (json!({"quant_method": "modelopt"}), "quant_algo", "a string, and is missing"),
+        (json!({"quant_method": "modelopt"}), "quant_algo", "a string or null, and is missing"),
     ] {
         let error = parse(&with_section(&section)).unwrap_err();
         assert_says(&error, &["config.json", &format!("`quantization_config.{field}`"), expected]);

@@ -172,17 +172,11 @@ impl<'a> LinearLayers<'a> {
             let [n, k] = layer.shape;
             let weight = self.loader.scope.get_fp8(&format!("{}.weight", layer.name), &layer.shape)?;
             let weight: &[F8E4M3] = weight.view().as_slice()?;
-            let groups = k.div_ceil(FP8_BLOCK);
             values.reserve(n * k);
             for (i, row) in weight.chunks(k.max(1)).enumerate() {
-                values.extend(row.iter().enumerate().map(|(j, x)| {
-                    let scale = match &format.weight {
-                        WeightScales::Tensor(scale) => Some(*scale),
-                        WeightScales::Channel(scales) => scales.get(i).copied(),
-                        WeightScales::Block(scales) => scales.get(i / FP8_BLOCK * groups + j / FP8_BLOCK).copied(),
-                    };
-                    bf16::from_f32(x.to_f32() * scale.unwrap_or(f32::NAN))
-                }));
+                // The checkpoint has given a scale for each.
+                let scale = |j: usize| format.weight.at(k, i, j).unwrap_or(f32::NAN);
+                values.extend(row.iter().enumerate().map(|(j, x)| bf16::from_f32(x.to_f32() * scale(j))));
             }
         }
         let k = self.layers.first().map_or(0, |layer| layer.shape[1]);

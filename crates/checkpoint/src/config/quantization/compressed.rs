@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Fault, Section, checked, kv_cache_scheme, short, unknown};
+use super::{Fault, LayerQuantization, Section, checked, kv_cache_scheme, short, unknown};
 use crate::config::fields::Fields;
 use crate::{FP8_BLOCK, Fp8Config, InputScaleKind, WeightScaleKind};
 
@@ -20,14 +20,19 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<Section, Fault> {
         }
         layers = Some(own);
     }
-    let Some(layers) = layers else { return Err(fields.bad("config_groups", "at least one group").into()) };
+    let has_fp8_kv_cache = kv_cache_scheme(fields)?;
+    let layers = match layers {
+        Some(layers) => LayerQuantization::Fp8(layers),
+        None if has_fp8_kv_cache => LayerQuantization::Float,
+        None => return Err(fields.bad("config_groups", "at least one group, or a kv_cache_scheme beside it").into()),
+    };
     if let Some(sparsity) = fields.section("sparsity_config")? {
         match sparsity.text("format")? {
             None | Some("dense") => {}
             Some(other) => return unknown(format!("sparse weights of format `{}`", short(other))),
         }
     }
-    Ok(Section { layers, has_fp8_kv_cache: kv_cache_scheme(fields)? })
+    Ok(Section { layers, has_fp8_kv_cache })
 }
 
 fn group_scheme(group: &Fields<'_>) -> Result<Fp8Config, Fault> {
