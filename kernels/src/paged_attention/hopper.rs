@@ -12,8 +12,11 @@ static SOURCE: KernelSource =
 
 /// The cards whose kernel it is; later ones have other instructions.
 const CAPABILITY: (u32, u32) = (9, 0);
-/// Heads that it is written for.
-const HEAD_DIMS: [usize; 2] = [64, 128];
+/// Whether it is launched at all. Its own tests agree with float64, but in the first run of all tests since it was launched
+/// two of the small model (`tests/tests/gpu.rs`) failed on an H200. Until it is known whether by its doing, it rests.
+const IS_LAUNCHED: bool = false;
+/// Heads whose queries leave room for a merge's weights, 32 KiB.
+const HEAD_DIM: usize = 128;
 /// `PREFILL_THREADS` of the kernel.
 const THREADS: u32 = 384;
 /// Keys of a block, and packed rows of a tile.
@@ -23,8 +26,9 @@ const BOX: [u32; 2] = [32, 64];
 
 /// Whether it can take the chunks of a step.
 pub(super) fn serves(stream: &CudaStream, layout: KvLayout) -> bool {
-    stream.compute_capability() == CAPABILITY
-        && HEAD_DIMS.contains(&layout.head_dim)
+    IS_LAUNCHED
+        && stream.compute_capability() == CAPABILITY
+        && layout.head_dim == HEAD_DIM
         && matches!(layout.dtype, DType::BF16 | DType::F8E4M3)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! On CUDA its work comes from a list in device memory that [`plan`] writes once per step for all layers, so that the
 //! launches, which may be captured in a graph, don't depend on the batch; [`work_size`] says what memory that takes. One
-//! kernel (`kernel.cu`) serves every card; on Hopper the tiles of chunks are another's (`prefill_sm90.cu`), in a launch of its
-//! own where a step has more rows than sequences.
+//! kernel (`kernel.cu`) serves every card. Another (`prefill_sm90.cu`, in a launch of its own where a step has more rows than
+//! sequences) is for the tiles of chunks on Hopper; `hopper.rs` says why it isn't launched at present.
 //!
 //! # Equation
 //! Row `i` of a sequence with `l` rows and a context of `c` tokens is its token `t = c - l + i`;
