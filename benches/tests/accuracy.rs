@@ -101,6 +101,14 @@ fn what_is_not_there_is_refused() {
     let candidate = ModelChoice { kv_cache_dtype: Some("int8".to_owned()), ..reference.clone() };
     let error = judge_questions(&device(), &candidate, &reference, &[], Along::Given).unwrap_err().to_string();
     assert!(error.starts_with("--kv-cache-dtype: `int8`"), "{error}");
+    // Before either is loaded: this folder has nothing else.
+    let folder = tempfile::tempdir().unwrap();
+    let config = fs::read_to_string(reference.folder.join("config.json")).unwrap();
+    let config = config.replace("\"vocab_size\": 1024", "\"vocab_size\": 1100");
+    fs::write(folder.path().join("config.json"), config).unwrap();
+    let candidate = ModelChoice { folder: folder.path().to_owned(), ..reference.clone() };
+    let error = judge_questions(&device(), &candidate, &reference, &[], Along::Given).unwrap_err().to_string();
+    assert!(error.contains("1100 tokens in its vocabulary, the reference 1024"), "{error}");
     let many = RandomPrompts { num_prompts: usize::MAX, num_tokens: 2, seed: 1 };
     let error = judge_random(&device(), &reference, &reference, many).unwrap_err().to_string();
     assert!(error.contains("too many to keep: at most 1048576"), "{error}");

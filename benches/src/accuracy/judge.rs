@@ -1,11 +1,10 @@
 //! Two forms of a model on the same questions.
 
-use anyhow::ensure;
 use foveal_device::Device;
 use foveal_types::TokenId;
 
 use super::divergence::{KeptLogits, divergences};
-use super::model::{LoadedModel, ModelChoice, Scope};
+use super::model::{LoadedModel, ModelChoice, Scope, check_pair};
 use super::questions::Question;
 use super::report::{Outcome, QuestionReport};
 use super::round::{MAX_SEQS, Round};
@@ -30,7 +29,6 @@ struct Reference {
     /// What both are fed with.
     fed: Vec<Vec<TokenId>>,
     kept: KeptLogits,
-    vocab_size: usize,
 }
 
 /// Has both models answer, and feeds both with the same tokens. The reference runs first and is gone when the candidate
@@ -45,15 +43,14 @@ pub fn judge_questions(
     questions: &[Question],
     along: Along,
 ) -> anyhow::Result<QuestionReport> {
-    // Said before anything takes time.
-    candidate.check(device)?;
+    check_pair(device, candidate, reference)?;
     let reference = run_reference(&reference.load(device, Scope::Whole)?, questions, along)?;
     let outcomes = run_candidate(&candidate.load(device, Scope::Whole)?, questions, &reference)?;
     Ok(QuestionReport { outcomes })
 }
 
 fn run_reference(model: &LoadedModel, questions: &[Question], along: Along) -> anyhow::Result<Reference> {
-    let mut reference = Reference { vocab_size: model.vocab_size(), ..Reference::default() };
+    let mut reference = Reference::default();
     for_each_round("reference", model, questions, |round, questions| {
         let answers = round.answer()?;
         reference.texts.extend(texts(model, &answers)?);
@@ -75,12 +72,6 @@ fn run_reference(model: &LoadedModel, questions: &[Question], along: Along) -> a
 }
 
 fn run_candidate(model: &LoadedModel, questions: &[Question], reference: &Reference) -> anyhow::Result<Vec<Outcome>> {
-    let vocab_size = model.vocab_size();
-    let expected = reference.vocab_size;
-    ensure!(
-        vocab_size == expected,
-        "the candidate has {vocab_size} tokens in its vocabulary, the reference {expected}"
-    );
     let mut outcomes: Vec<Outcome> = Vec::with_capacity(questions.len());
     for_each_round("candidate", model, questions, |round, questions| {
         let first = outcomes.len();
@@ -95,7 +86,7 @@ fn run_candidate(model: &LoadedModel, questions: &[Question], reference: &Refere
         }));
         round.force(&reference.fed[first..outcomes.len()], |i, logits| {
             if let Some(kept) = reference.kept.get(first + i) {
-                outcomes[first + i].rows = divergences(kept, logits, vocab_size);
+                outcomes[first + i].rows = divergences(kept, logits, model.vocab_size());
             }
             Ok(())
         })

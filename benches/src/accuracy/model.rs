@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource, prefix};
 use foveal_device::{DType, Device, DeviceKind};
 use foveal_llm::{Decoder, GenerationDefaults, Quantization, parse_kv_cache_dtype};
@@ -87,12 +87,12 @@ impl ModelChoice {
         })
     }
 
-    /// Whether the settings can be had, before anything is loaded.
-    ///
-    /// # Errors
-    /// With the setting.
-    pub(super) fn check(&self, device: &Device) -> anyhow::Result<()> {
-        self.settings(device).map(|_| ())
+    /// The tokens of its vocabulary, if what can be told before anything is loaded speaks for it.
+    fn check(&self, device: &Device) -> anyhow::Result<usize> {
+        self.settings(device)?;
+        let config = ModelConfig::load(&ModelFolder::open(&self.folder)?)?;
+        config.ensure_supported()?;
+        Ok(config.text.vocab_size)
     }
 
     /// Loads it.
@@ -153,6 +153,16 @@ impl LoadedModel {
     pub(super) fn vocab_size(&self) -> usize {
         self.decoder.settings().vocab_size
     }
+}
+
+/// Whether two forms can be compared, said before anything takes time.
+///
+/// # Errors
+/// Of a setting or a config, and for vocabularies of different sizes.
+pub(super) fn check_pair(device: &Device, candidate: &ModelChoice, reference: &ModelChoice) -> anyhow::Result<()> {
+    let [got, expected] = [candidate.check(device)?, reference.check(device)?];
+    ensure!(got == expected, "the candidate has {got} tokens in its vocabulary, the reference {expected}");
+    Ok(())
 }
 
 /// A device for both models, with page-locked memory for its copies.

@@ -5,7 +5,7 @@ use foveal_device::Device;
 use foveal_types::TokenId;
 
 use super::divergence::{KeptLogits, MAX_KEPT_BYTES, divergences};
-use super::model::{LoadedModel, ModelChoice, Scope};
+use super::model::{LoadedModel, ModelChoice, Scope, check_pair};
 use super::run::{Run, RunLimits, max_logit_rows};
 use super::{DivergenceSummary, RowDivergence};
 
@@ -31,13 +31,10 @@ pub fn judge_random(
     reference: &ModelChoice,
     prompts: RandomPrompts,
 ) -> anyhow::Result<DivergenceSummary> {
-    // Said before anything takes time.
-    candidate.check(device)?;
+    check_pair(device, candidate, reference)?;
     ensure!(prompts.num_prompts > 0 && prompts.num_tokens > 0, "no prompts, or none with tokens");
     let (kept, vocab_size) = prompts.keep(&reference.load(device, Scope::Decoder)?)?;
     let model = candidate.load(device, Scope::Decoder)?;
-    let got = model.vocab_size();
-    ensure!(got == vocab_size, "the candidate has {got} tokens in its vocabulary, the reference {vocab_size}");
     let mut rows: Vec<RowDivergence> = Vec::new();
     let mut blocks = 0;
     prompts.feed(&model, |logits| {

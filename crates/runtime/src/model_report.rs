@@ -32,6 +32,8 @@ pub struct ModelReport {
     pub architecture: BTreeMap<&'static str, serde_json::Value>,
     /// The method of quantisation, if there is one.
     pub quantization: Option<String>,
+    /// Whether it was made for keys and values in FP8, which `--kv-cache-dtype fp8` keeps so.
+    pub fp8_kv_cache: bool,
     /// Tensors that hold scales of quantised weights.
     pub scales: usize,
     /// Layers that have scales of keys and values, for a cache in FP8.
@@ -128,6 +130,7 @@ impl ModelReport {
             unsupported,
             architecture: architecture(&config),
             quantization: config.quantization.as_ref().map(|quantization| quantization.quant_method.clone()),
+            fp8_kv_cache: config.quantization.as_ref().is_some_and(|quantization| quantization.has_fp8_kv_cache),
             scales: weights.tensors().filter(|info| is_scale(info.name)).count(),
             kv_scales: attentions(&config)
                 .filter(|name| matches!(weights.at(prefix::ALL).kv_scales(name), Ok(Some(_))))

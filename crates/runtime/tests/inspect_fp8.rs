@@ -54,6 +54,7 @@ fn kinds_of_layers_have_a_line_each_with_their_scales() {
 
         let report = inspect_json(dir.path());
         assert_eq!((&report["scales"], &report["kv_scales"]), (&json!(num_scales), &json!(0)));
+        assert_eq!(report["fp8_kv_cache"], false);
         let modules = report["modules"].as_array().unwrap();
         let find = |name: &str| modules.iter().find(|kind| kind["module"] == name).unwrap();
         let expected = json!({
@@ -73,8 +74,12 @@ fn kinds_of_layers_have_a_line_each_with_their_scales() {
 fn scales_of_keys_and_values_are_counted() {
     for scheme in [Scheme::ChannelDynamic, Scheme::ModelOpt] {
         let dir = quantised(&Quantizer::new(scheme).kv_scales([0.5, 0.5]));
-        assert!(inspect(dir.path()).answer().contains("scales of keys and values in 4 layers"), "{scheme:?}");
-        assert_eq!(inspect_json(dir.path())["kv_scales"], 4, "{scheme:?}");
+        let inspected = inspect(dir.path());
+        let page = inspected.answer();
+        assert!(page.contains("scales of keys and values in 4 layers"), "{scheme:?}");
+        assert!(page.contains("made for an FP8 KV cache"), "{scheme:?}");
+        let report = inspect_json(dir.path());
+        assert_eq!((&report["kv_scales"], &report["fp8_kv_cache"]), (&json!(4), &json!(true)), "{scheme:?}");
     }
 }
 

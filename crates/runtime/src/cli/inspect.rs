@@ -44,6 +44,9 @@ fn write_page(page: &mut String, report: &ModelReport) -> std::fmt::Result {
     if let Some(method) = &report.quantization {
         writeln!(page, "  quantised by {method}, {} tensors of scales", report.scales)?;
     }
+    if report.fp8_kv_cache {
+        writeln!(page, "  made for an FP8 KV cache, which --kv-cache-dtype fp8 asks for")?;
+    }
     if report.kv_scales > 0 {
         writeln!(page, "  scales of keys and values in {} layers", report.kv_scales)?;
     }
