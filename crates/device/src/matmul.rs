@@ -5,8 +5,8 @@
 //! copied or repacked.
 //!
 //! What is computed is planned once (descriptors and an algorithm) and kept; a call looks its plan up and launches. The
-//! algorithm is the one that tuning found best for the shape, else the one of a shape of a few more rows, else the first
-//! of the library's own ranking. Partial sums of a split K are added in float32 alone, never in bf16.
+//! algorithm is the one that tuning found best for the shape, else the one of a shape of a few more rows, else the
+//! first of the library's own ranking. Partial sums of a split K are added in float32 alone, never in bf16.
 
 mod library;
 mod plan;
@@ -36,8 +36,8 @@ const MAX_PLANS: usize = 8192;
 
 /// What is multiplied: `out[m, n] = x[m, k] · weight[n, k]ᵀ + bias[n]`, summed in float32.
 ///
-/// `x` and `weight` both bf16 or both f8_e4m3 give bf16 or f32; both f32 give f32, with true float32 products. `bias` has the
-/// dtype of `out`, and there is none for f8_e4m3.
+/// `x` and `weight` both bf16 or both f8_e4m3 give bf16 or f32; both f32 give f32, with true float32 products. `bias`
+/// has the dtype of `out`, and there is none for f8_e4m3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MatmulShape {
     /// Rows of `x` and `out`.
@@ -63,15 +63,15 @@ pub struct MatmulShape {
 /// How a product of FP8 operands is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct F8Product {
-    /// Sums may stay in the tensor cores, which keep about 14 bits of them, for all of `k`; else they are moved to float32
-    /// registers every few instructions.
+    /// Sums may stay in the tensor cores, which keep about 14 bits of them, for all of `k`; else they are moved to
+    /// float32 registers every few instructions.
     pub fast_accumulation: bool,
     /// Both operands have a scale for each block: [`BlockScales`].
     pub has_block_scales: bool,
 }
 
-/// The scales of operands that are scaled by blocks, float32: each 128 columns of a row of `x` have one, and each 128 x 128
-/// elements of `weight`.
+/// The scales of operands that are scaled by blocks, float32: each 128 columns of a row of `x` have one, and each 128 x
+/// 128 elements of `weight`.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockScales<'a> {
     /// `[ceil(k / 128), m]`, m a multiple of 4.
@@ -188,13 +188,12 @@ impl CudaStream {
     /// `out = x · weightᵀ + bias`. The product's first column is element `out_offset` of `out` and its rows are
     /// `shape.ldo` apart, so that several weights can write columns of one `out`.
     ///
-    /// No sizes or pointers need be multiples of anything, but those of 16 bytes are quicker; for f8_e4m3 `n`, `k` and all
-    /// addresses must be multiples of 16. Without rows or columns
-    /// nothing is done.
+    /// No sizes or pointers need be multiples of anything, but those of 16 bytes are quicker; for f8_e4m3 `n`, `k` and
+    /// all addresses must be multiples of 16. Without rows or columns nothing is done.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] without cuBLASLt, [`DeviceError::Matmul`] for element types that it doesn't multiply or
-    /// operands that don't have the shape (`k` = 0 among them), [`DeviceError::NotOnDevice`].
+    /// [`DeviceError::Unavailable`] without cuBLASLt, [`DeviceError::Matmul`] for element types that it doesn't
+    /// multiply or operands that don't have the shape (`k` = 0 among them), [`DeviceError::NotOnDevice`].
     pub fn matmul(
         &self,
         shape: &MatmulShape,
@@ -213,9 +212,9 @@ impl CudaStream {
     /// Times the algorithms that the library proposes for a product and uses the quickest from now on, also in later
     /// processes on cards of this name. Gives the microseconds that it takes. What was tuned before isn't timed again.
     ///
-    /// `other_weights` are of the same shape and are taken in turn, with the same scales: with more of them than the card's
-    /// second-level cache holds, as in a model's layers, none comes from it. `out` holds a product of one of them afterwards. Waits for the
-    /// GPU and must not be called while the stream is captured.
+    /// `other_weights` are of the same shape and are taken in turn, with the same scales: with more of them than the
+    /// card's second-level cache holds, as in a model's layers, none comes from it. `out` holds a product of one of
+    /// them afterwards. Waits for the GPU and must not be called while the stream is captured.
     ///
     /// # Errors
     /// As [`CudaStream::matmul`].

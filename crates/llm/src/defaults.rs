@@ -11,16 +11,17 @@ use crate::LlmError;
 pub struct GenerationDefaults {
     /// Tokens that end an answer.
     pub stop_token_ids: Vec<TokenId>,
-    /// The parameters of a request that sets none; what it does set, it writes over these. Greedy, unless the file says `do_sample`.
+    /// The parameters of a request that sets none; what it does set, it writes over these. Greedy, unless the file says
+    /// `do_sample`.
     pub sampling: SamplingParams,
 }
 
 impl GenerationDefaults {
     /// The defaults that a model folder asks for.
     ///
-    /// As in HF transformers (5.17, `generation/configuration_utils.py`), `do_sample: false` or its absence means greedy
-    /// decoding, and temperature, top-k and top-p are then left alone; a `do_sample` without a temperature means 1.
-    /// Unlike there, an absent `top_k` keeps all tokens: what the file doesn't ask for isn't done.
+    /// As in HF transformers (5.17, `generation/configuration_utils.py`), `do_sample: false` or its absence means
+    /// greedy decoding, and temperature, top-k and top-p are then left alone; a `do_sample` without a temperature has
+    /// that of 1. Unlike there, an absent `top_k` keeps all tokens: what the file doesn't ask for isn't done.
     ///
     /// # Errors
     /// [`LlmError::GenerationConfig`] for a value out of its range, which would otherwise fail every request.

@@ -87,8 +87,8 @@ pub struct PreparedRequest {
 }
 
 impl PreparedRequest {
-    /// Checks that ids, positions, placeholder ranges and pictures fit each other, picture by picture. `merge_size` is the tower's
-    /// `spatial_merge_size`.
+    /// Checks that ids, positions, placeholder ranges and pictures fit each other, picture by picture. `merge_size` is
+    /// the tower's `spatial_merge_size`.
     ///
     /// # Errors
     /// A [`RequestError`] that names the part which doesn't fit.

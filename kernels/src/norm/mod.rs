@@ -108,23 +108,24 @@ impl AddNorm<'_> {
 /// `residual += add + extra; out = norm(residual)`: what stands before every projection, and before the head.
 ///
 /// # Equation
-/// `residual[i] += add[i]` (times its [`Scales`], where it has any), then `residual[i] += extra.rows[extra.index[i]]` where that index is not -1, then
-/// [`NormKind`]'s formula over `residual[i]`.
+/// `residual[i] += add[i]` (times its [`Scales`], where it has any), then `residual[i] += extra.rows[extra.index[i]]`
+/// where that index is not -1, then [`NormKind`]'s formula over `residual[i]`.
 ///
 /// # Shapes
 /// `residual`, `add`, `out`: `[m, d]`; `weight`, `bias`: `[d]`; `extra.rows`: `[r, d]`; `extra.index`: `[m]`. Any of
 /// them may be empty. A [`NormKind::Layer`] without `bias` adds none.
 ///
 /// # Dtypes and layout
-/// Row-major and contiguous. `extra.index` is i32, scales are f32; every other operand is f32, bf16 or f16, each of its own
-/// choice, but `out` is f8_e4m3 with `quantize`. On CUDA, rows that are quantised have at most 32768 columns.
+/// Row-major and contiguous. `extra.index` is i32, scales are f32; every other operand is f32, bf16 or f16, each of its
+/// own choice, but `out` is f8_e4m3 with `quantize`. On CUDA, rows that are quantised have at most 32768 columns.
 ///
 /// # Numerics
 /// Each of the two additions is made in float32 and rounded to `residual`'s type, as separate additions would be; the
 /// norm reads what was stored. Sums of a row are float64, in an order that the row's length alone decides. The
 /// normalised value is multiplied and shifted in float32 and rounded once, when it is stored (HF rounds to bf16 before
-/// it multiplies by the weight), to FP8 as [`quantize`](crate::quantize) says. Against float64: 4e-6 relative for f32, one rounding for bf16 and f16. On CUDA the sums
-/// are float32, per thread and then across threads, and an index outside of `extra.rows` adds nothing.
+/// it multiplies by the weight), to FP8 as [`quantize`](crate::quantize) says. Against float64: 4e-6 relative for f32,
+/// one rounding for bf16 and f16. On CUDA the sums are float32, per thread and then across threads, and an index
+/// outside of `extra.rows` adds nothing.
 ///
 /// # Source
 /// `Qwen3VLTextRMSNorm` and `torch.nn.LayerNorm` in `models/qwen3_vl/modeling_qwen3_vl.py`, `_deepstack_process` for

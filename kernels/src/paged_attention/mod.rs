@@ -1,13 +1,14 @@
 //! Causal attention of a flat batch of sequences, prefill chunks and decode rows alike, over the paged KV cache.
 //!
 //! On CUDA its work comes from a list in device memory that [`plan`] writes once per step for all layers, so that the
-//! launches, which may be captured in a graph, don't depend on the batch; [`work_size`] says what memory that takes. One
-//! kernel (`kernel.cu`) serves every card. Another (`prefill_sm90.cu`, in a launch of its own where a step has more rows than
-//! sequences) is for the tiles of chunks on Hopper; `hopper.rs` says why it isn't launched at present.
+//! launches, which may be captured in a graph, don't depend on the batch; [`work_size`] says what memory that takes.
+//! One kernel (`kernel.cu`) serves every card. Another (`prefill_sm90.cu`, in a launch of its own where a step has more
+//! rows than sequences) is for the tiles of chunks on Hopper; `hopper.rs` says why it isn't launched at present.
 //!
 //! # Equation
 //! Row `i` of a sequence with `l` rows and a context of `c` tokens is its token `t = c - l + i`;
-//! `out[i, h] = Σ_{j <= t} softmax_j(scale * q[i, h] · K[j, g]) * V[j, g]`, K and V times their [`KvScales`], with `g = h / (num_heads / num_kv_heads)`.
+//! `out[i, h] = Σ_{j <= t} softmax_j(scale * q[i, h] · K[j, g]) * V[j, g]`, K and V times their [`KvScales`], with `g =
+//! h / (num_heads / num_kv_heads)`.
 //!
 //! # Shapes
 //! `q [n, num_heads, head_dim]`, `k_cache` and `v_cache [num_blocks, num_kv_heads, page, head_dim]`,
@@ -17,8 +18,8 @@
 //!
 //! # Dtypes and layout
 //! `q` and `out` f32 or bf16, the cache f32, bf16, f16 or f8_e4m3 as its [`KvLayout`] says, the rest i32. Row-major and
-//! contiguous; `page` is a multiple of 32. On CUDA `q` and `out` are bf16, the cache bf16 or f8_e4m3, all aligned to 16 bytes,
-//! and `head_dim` is a multiple of 8 (16 for f8_e4m3) up to 128.
+//! contiguous; `page` is a multiple of 32. On CUDA `q` and `out` are bf16, the cache bf16 or f8_e4m3, all aligned to 16
+//! bytes, and `head_dim` is a multiple of 8 (16 for f8_e4m3) up to 128.
 //!
 //! # Numerics
 //! Float32 throughout, rounded once into `out`. On the CPU the softmax is online, over blocks of 32 tokens counted from
@@ -27,9 +28,9 @@
 //! chunks in which a prompt is prefilled, the rest of the batch, the page size, the blocks' places or the threads; a
 //! key that it doesn't see may even be NaN.
 //!
-//! FP8 keys and values are widened exactly and multiplied by their scales where scores and sums are float32. On CUDA queries
-//! become f16 for it, which holds every bf16 between 2^-14 and 65504 in size exactly (larger ones saturate), and weights
-//! f16.
+//! FP8 keys and values are widened exactly and multiplied by their scales where scores and sums are float32. On CUDA
+//! queries become f16 for it, which holds every bf16 between 2^-14 and 65504 in size exactly (larger ones saturate),
+//! and weights f16.
 //!
 //! On CUDA scores, maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their way into the
 //! product with the values (their total is not): an output is off by 2^-8 of the weighted sum of its values' magnitudes

@@ -64,14 +64,15 @@ pub struct QkNormRope<'a> {
     pub q_out: ViewMut<'a>,
 }
 
-/// Normalises and turns q and k, writes q to `q_out` and k and v to their slots: all that lies between the qkv projection
-/// and attention.
+/// Normalises and turns q and k, writes q to `q_out` and k and v to their slots: all that lies between the qkv
+/// projection and attention.
 ///
 /// # Equation
-/// `qkv` is multiplied by `scales`, then `bias` is added, where they are given. With `norm`, each head of q and k becomes `x / sqrt(mean(x²) + eps) * weight`. Then pair `i` of a head, its elements
-/// `a = x[i]` and `b = x[i + rotary_dim / 2]`, becomes `(a cos - b sin, b cos + a sin)`, `cos` and `sin` from column `i`
-/// of the tables at the row's position on axis `axis_of_pair[i]`. Elements from `rotary_dim` on are not turned. Head `h`
-/// of k and v is divided by its scale and stored at `[slot / page, h, slot % page]`.
+/// `qkv` is multiplied by `scales`, then `bias` is added, where they are given. With `norm`, each head of q and k
+/// becomes `x / sqrt(mean(x²) + eps) * weight`. Then pair `i` of a head, its elements `a = x[i]` and `b = x[i +
+/// rotary_dim / 2]`, becomes `(a cos - b sin, b cos + a sin)`, `cos` and `sin` from column `i` of the tables at the
+/// row's position on axis `axis_of_pair[i]`. Elements from `rotary_dim` on are not turned. Head `h` of k and v is
+/// divided by its scale and stored at `[slot / page, h, slot % page]`.
 ///
 /// # Shapes
 /// `qkv`: `[n, (num_heads + 2 * num_kv_heads) * head_dim]`; `q_out`: `[n, num_heads, head_dim]`; `k_cache`, `v_cache`:
@@ -80,14 +81,14 @@ pub struct QkNormRope<'a> {
 ///
 /// # Dtypes and layout
 /// Row-major and contiguous. `positions` is i32, `slot_mapping` i64, `axis_of_pair` u8, `cos`, `sin`, scales
-/// and `bias` f32; `qkv`, `q_out`, the norm's weights and the caches (of `layout.dtype`, both) are f32, bf16 or f16, each of
-/// its own choice; the caches may also be f8_e4m3, where what is beyond its range saturates.
+/// and `bias` f32; `qkv`, `q_out`, the norm's weights and the caches (of `layout.dtype`, both) are f32, bf16 or f16,
+/// each of its own choice; the caches may also be f8_e4m3, where what is beyond its range saturates.
 ///
 /// # Numerics
 /// The mean square is a float64 sum; all else is float32, and each result is rounded once, when stored (HF rounds bf16
-/// activations after the norm and after each product too). Of two rows with one slot the later one stays. On CUDA the mean
-/// square is a float32 sum, of two rows with one slot either stays, a position or axis outside of the tables leaves its
-/// pairs unturned, and a slot outside of the cache is as -1.
+/// activations after the norm and after each product too). Of two rows with one slot the later one stays. On CUDA the
+/// mean square is a float32 sum, of two rows with one slot either stays, a position or axis outside of the tables
+/// leaves its pairs unturned, and a slot outside of the cache is as -1.
 ///
 /// # Source
 /// `Qwen3VLTextAttention`, `apply_rotary_pos_emb` and `Qwen3VLTextRotaryEmbedding` in
