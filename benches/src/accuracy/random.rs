@@ -33,27 +33,27 @@ pub fn judge_random(
 ) -> anyhow::Result<DivergenceSummary> {
     check_pair(device, candidate, reference)?;
     ensure!(prompts.num_prompts > 0 && prompts.num_tokens > 0, "no prompts, or none with tokens");
-    let (kept, vocab_size) = prompts.keep(&reference.load(device, Scope::Decoder)?)?;
+    let kept = prompts.keep(&reference.load(device, Scope::Decoder)?)?;
     let model = candidate.load(device, Scope::Decoder)?;
     let mut rows: Vec<RowDivergence> = Vec::new();
     let mut blocks = 0;
     prompts.feed(&model, |logits| {
-        rows.extend(divergences(kept.get(blocks).unwrap_or_default(), logits, vocab_size));
+        rows.extend(divergences(kept.get(blocks).unwrap_or_default(), logits, model.vocab_size()));
         blocks += 1;
     })?;
     DivergenceSummary::of(rows).ok_or_else(|| anyhow::anyhow!("no rows were compared"))
 }
 
 impl RandomPrompts {
-    /// All of the reference's logits, and the size of its vocabulary.
-    fn keep(&self, model: &LoadedModel) -> anyhow::Result<(KeptLogits, usize)> {
+    /// All of the reference's logits.
+    fn keep(&self, model: &LoadedModel) -> anyhow::Result<KeptLogits> {
         let vocab_size = model.vocab_size();
         let rows = self.num_prompts.saturating_mul(self.num_tokens);
         let most = MAX_KEPT_BYTES / (vocab_size * size_of::<f32>());
         ensure!(rows <= most, "{rows} rows of {vocab_size} logits are too many to keep: at most {most}");
         let mut kept = KeptLogits::default();
         self.feed(model, |logits| kept.push(logits))?;
-        Ok((kept, vocab_size))
+        Ok(kept)
     }
 
     /// Feeds one prompt after the other, in chunks whose logits there is memory for.

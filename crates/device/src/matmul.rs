@@ -70,8 +70,8 @@ pub struct F8Product {
     pub has_block_scales: bool,
 }
 
-/// The scales of operands that are scaled by blocks, float32: each 128 columns of a row of `x` have one, and each 128 x
-/// 128 elements of `weight`.
+/// The scales of operands that are scaled by blocks, float32: each 128 columns of a row of `x` have one, and each
+/// 128 x 128 elements of `weight`.
 #[derive(Clone, Copy, Debug)]
 pub struct BlockScales<'a> {
     /// `[ceil(k / 128), m]`, m a multiple of 4.

@@ -116,7 +116,7 @@ struct HeldPairs {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, THREADS > 512 ? 1 : 1024 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
     gated_row(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
               OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int width) {
     const int row = blockIdx.x, thread = threadIdx.x;

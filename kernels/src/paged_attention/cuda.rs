@@ -149,9 +149,7 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
         hopper::launch_prefill(stream, args, work, sizes)?;
     }
     let mut params = Args::new();
-    params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
-    params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
-    size_params(&mut params, args, work, sizes)?;
+    common_params(&mut params, args, work, sizes)?;
     let Factor { scale, flip } = Factor::of(args);
     params.f32(scale).f32(args.kv_scales.v).u32(flip);
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
@@ -177,13 +175,15 @@ impl Factor {
     }
 }
 
-/// The sizes that both kernels are told, in order.
-pub(super) fn size_params(
+/// The operands and sizes that both kernels are told, in order.
+pub(super) fn common_params(
     params: &mut Args,
     args: &PagedAttention<'_>,
     work: &Work<'_>,
     sizes: Sizes,
 ) -> Result<(), DeviceError> {
+    params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
+    params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
     let num_kv_heads = args.layout.num_kv_heads;
     let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
     params.usize_as_i32(sizes.n)?.usize_as_i32(num_kv_heads)?.usize_as_i32(sizes.num_heads / num_kv_heads)?;

@@ -3,7 +3,7 @@
 
 use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Swizzle, TensorMap, View};
 
-use super::cuda::{Factor, HEADERS, size_params};
+use super::cuda::{Factor, HEADERS, common_params};
 use super::{PagedAttention, Sizes, Work};
 use crate::KvLayout;
 
@@ -60,9 +60,7 @@ pub(super) fn launch_prefill(
     };
     let mut params = Args::new();
     params.tensor_map(&map(&args.k_cache)?).tensor_map(&map(&args.v_cache)?);
-    params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
-    params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
-    size_params(&mut params, args, work, sizes)?;
+    common_params(&mut params, args, work, sizes)?;
     let Factor { scale, flip } = Factor::of(args);
     params.f32(scale).u32(flip).f32(args.kv_scales.v);
     let launch = Launch::new([stream.num_sms(), 1, 1], [THREADS, 1, 1]).shared_bytes(shared_bytes(layout) as u32);
@@ -72,9 +70,9 @@ pub(super) fn launch_prefill(
     unsafe { stream.launch(&spec(layout), launch, &mut params) }
 }
 
-/// The variants of the published models, whose heads are of 128 elements.
+/// The variants of the published models.
 pub(super) fn variants() -> Vec<KernelSpec> {
-    let layout = KvLayout { page: KvLayout::DEFAULT_PAGE, dtype: DType::BF16, num_kv_heads: 8, head_dim: 128 };
+    let layout = KvLayout { page: KvLayout::DEFAULT_PAGE, dtype: DType::BF16, num_kv_heads: 8, head_dim: HEAD_DIM };
     [DType::BF16, DType::F8E4M3].map(|dtype| spec(KvLayout { dtype, ..layout })).to_vec()
 }
 

@@ -7,8 +7,8 @@
 //!
 //! # Equation
 //! Row `i` of a sequence with `l` rows and a context of `c` tokens is its token `t = c - l + i`;
-//! `out[i, h] = Σ_{j <= t} softmax_j(scale * q[i, h] · K[j, g]) * V[j, g]`, K and V times their [`KvScales`], with `g =
-//! h / (num_heads / num_kv_heads)`.
+//! `out[i, h] = Σ_{j <= t} softmax_j(scale * q[i, h] · K[j, g]) * V[j, g]`, K and V times their [`KvScales`],
+//! with `g = h / (num_heads / num_kv_heads)`.
 //!
 //! # Shapes
 //! `q [n, num_heads, head_dim]`, `k_cache` and `v_cache [num_blocks, num_kv_heads, page, head_dim]`,

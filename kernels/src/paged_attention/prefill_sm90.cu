@@ -1,7 +1,7 @@
 // The prefill queue of paged_attention on Hopper, by products of warpgroups: what kernel.cu's header says of tiles of
 // TILE_ROWS packed rows holds here, with
 //   out[i, h] = out_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
-// q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 64 or 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
+// q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
 // bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and
 // the 128-byte swizzle, or, with KV_F8, of e4m3, which come by address: their scales are part of `scale` and
 // `out_scale`.
@@ -74,6 +74,7 @@ enum {
 #define LANE_SCORES (BLOCK_N / 2)
 
 static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "columns of 64 elements");
+static_assert(OPERAND_BYTES >= TILE_ROWS * MAX_SPLITS * 4, "a place of queries holds a merge's weights");
 static_assert(TILE_ROWS == 128 && BLOCK_N == 128, "a column of queries is as long as one of keys");
 
 // An item for the consumers.
