@@ -80,6 +80,7 @@ fn decoder(criterion: &mut Criterion) {
                 block_tables: View::from_slice(&table, &[1, num_blocks]).unwrap(),
                 scale,
                 work: None,
+                quantize: None,
                 out: ViewMut::from_slice(out, &[rows, heads * d]).unwrap(),
             };
             paged_attention(device.stream(), args).unwrap();

@@ -1,7 +1,8 @@
 //! Compiles every kernel variant for the architectures given, without a GPU, and prints what each takes of the device.
-//! Fails on errors, warnings and spilled registers. `cargo xtask kernels` runs it.
+//! Fails on errors, warnings and spilled registers. `cargo xtask kernels` runs it. Words that are no architecture choose
+//! kernels whose names hold one of them.
 //!
-//! `cargo run -p foveal-kernels --example compile_kernels -- sm_80 sm_90a`
+//! `cargo run -p foveal-kernels --example compile_kernels -- sm_80 sm_90a paged_attention`
 
 use std::process::ExitCode;
 
@@ -87,9 +88,11 @@ fn print(rows: &[Row]) {
 }
 
 fn main() -> Result<ExitCode, DeviceError> {
-    let specs = kernel_variants();
+    let (named, words): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|arg| arg.starts_with("sm_"));
+    let is_wanted = |spec: &KernelSpec| words.is_empty() || words.iter().any(|word| spec.to_string().contains(word));
+    let specs: Vec<KernelSpec> = kernel_variants().into_iter().filter(is_wanted).collect();
     let mut archs = Vec::new();
-    for arch in std::env::args().skip(1) {
+    for arch in named {
         match specs.first().map_or(Ok(false), |any| takes(&arch, any))? {
             true => archs.push(arch),
             false => println!("skipped: this NVRTC doesn't compile for {arch}"),

@@ -107,11 +107,6 @@ __device__ __forceinline__ int column_of(int n) {
 // What sums are multiplied by: only FP8 values have a scale.
 #define V_SCALE(o) (KV_F8 ? (o).v_scale : 1.0f)
 
-// Where those columns lie in a row of bf16 in shared memory.
-__device__ __forceinline__ u32_t place_of_columns(int row, int n) {
-    const int t = threadIdx.x & 3;
-    return KV_F8 ? QRows::offset(row, n / 2 * 2 + t / 2) + t % 2 * 8 + n % 2 * 4 : QRows::offset(row, n) + t * 4;
-}
 template <int N> __device__ __forceinline__ float2 columns_of(const float (&sums)[N][4], int n, int half) {
     if (KV_F8) return make_float2(sums[n & ~1][half * 2 + (n & 1)], sums[n | 1][half * 2 + (n & 1)]);
     return make_float2(sums[n][half * 2], sums[n][half * 2 + 1]);

@@ -3,6 +3,7 @@
 #pragma once
 #include "kv_fragments.cuh"
 #include "paged_work.cuh"
+#include "quantize.cuh"
 
 // The warps that work on an item, the first of the block, and their barrier: prefill_sm90.cu has its own.
 #ifndef NUM_WARPS
@@ -14,6 +15,14 @@
 #define DECODE_KEYS (HEAD_DIM > 64 && !KV_F8 ? 16 : 32)
 #define SUM_STRIDE (HEAD_DIM + 8)
 
+// Where rows go: bf16 with TO_FLOAT, else FP8, TO_F8_GROUP where a head is a group or TO_F8_FIXED. Not by a variant of the
+// kernels for each: it is asked once for a row.
+struct Output {
+    void* rows;
+    QuantizeTo to;
+    int form;
+};
+
 struct Operands {
     const bf16_t* __restrict__ q;
     const KV_T* __restrict__ k_cache;
@@ -22,7 +31,7 @@ struct Operands {
     const i32_t* __restrict__ list;
     i32_t* counters;
     float* partials;
-    bf16_t* __restrict__ out;
+    Output out;
     int num_rows, num_kv_heads, group, num_blocks, num_seqs, max_blocks, max_items, max_slots;
     float scale;    // above 0, times log2(e) and what keys are to be multiplied by
     float v_scale;  // what values are to be multiplied by
@@ -31,10 +40,10 @@ struct Operands {
 
 // Where a packed row of an item lies in q and out, or -1 outside of the batch.
 __device__ __forceinline__ i64_t place_of(const Operands& o, const Item& item, int head, int row) {
-    const int packed = item.first + row;
-    const i64_t q_row = (i64_t)item.q_row + packed / o.group;
+    const u32_t packed = item.first + row, group = o.group;
+    const i64_t q_row = (i64_t)item.q_row + packed / group;
     if (row >= item.count || q_row >= o.num_rows) return -1;
-    return ((q_row * o.num_kv_heads + head) * o.group + packed % o.group) * HEAD_DIM;
+    return ((q_row * o.num_kv_heads + head) * group + packed % group) * HEAD_DIM;
 }
 
 // Keys of an item that a packed row sees: those below.
@@ -198,6 +207,74 @@ __device__ __forceinline__ void load_keys(const Operands& o, const Item& item, i
     }
 }
 
+// ---- rows on their way out ----
+
+// What a packed row is multiplied by before it becomes FP8. `top`: its largest magnitude; one of the threads that hold it
+// writes the scale.
+__device__ __forceinline__ float f8_factor_of(const Operands& o, const Item& item, int head, int row, float top,
+                                              bool writes) {
+    if (o.out.form == TO_F8_FIXED) return o.out.to.factor;
+    const u32_t packed = item.first + row, q_row = item.q_row + packed / (u32_t)o.group;
+    if (writes && row < item.count && q_row < (u32_t)o.num_rows) {
+        const u32_t group = head * o.group + packed % (u32_t)o.group;
+        o.out.to.scales[(u64_t)group * o.out.to.stride + q_row] = top / F8_MAX;
+    }
+    return f8_factor(top);
+}
+
+// Four columns of a row, which lies at `place`, by each of the threads that hold it: with TO_F8_GROUP a warp.
+__device__ __forceinline__ void store_columns(const Operands& o, const Item& item, int head, int row, i64_t place,
+                                              int column, const float4& x) {
+    if (o.out.form == TO_FLOAT) {
+        *reinterpret_cast<uint2*>((bf16_t*)o.out.rows + place + column) =
+            make_uint2(pack_bf16x2(x.x, x.y), pack_bf16x2(x.z, x.w));
+        return;
+    }
+    float top = 0.0f;
+    if (o.out.form == TO_F8_GROUP) top = warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
+    const float factor = f8_factor_of(o, item, head, row, top, column == 0);
+    *reinterpret_cast<u32_t*>((u8_t*)o.out.rows + place + column) =
+        pack_f8x2(x.x * factor, x.y * factor) | (u32_t)pack_f8x2(x.z * factor, x.w * factor) << 16;
+}
+
+// Two columns of a row into its place in shared memory, from where `store_staged` takes it: TILE says where a row's chunks
+// of 16 bytes lie.
+template <bool IS_F8, typename Tile>
+__device__ __forceinline__ void stage_columns(u8_t* tile, int row, int column, float x, float y) {
+    if constexpr (IS_F8) {
+        *reinterpret_cast<u16_t*>(tile + Tile::offset(row, column / 16) + column % 16) = pack_f8x2(x, y);
+    } else {
+        *reinterpret_cast<u32_t*>(tile + Tile::offset(row, column / 8) + column % 8 * 2) = pack_bf16x2(x, y);
+    }
+}
+
+// A warp's ROWS staged rows from `first` on, out.
+template <bool IS_F8, typename Tile, int ROWS>
+__device__ __forceinline__ void store_staged(const Operands& o, const Item& item, int head, const u8_t* tile,
+                                             int first) {
+    constexpr int SIZE = IS_F8 ? 1 : 2, ROW_CHUNKS = HEAD_DIM * SIZE / 16;
+#pragma unroll 4
+    for (int i = threadIdx.x & 31; i < ROWS * ROW_CHUNKS; i += 32) {
+        const int row = first + i / ROW_CHUNKS, chunk = i % ROW_CHUNKS;
+        const i64_t place = place_of(o, item, head, row);
+        if (place < 0) continue;
+        *reinterpret_cast<int4*>((u8_t*)o.out.rows + place * SIZE + chunk * 16) =
+            *reinterpret_cast<const int4*>(tile + Tile::offset(row, chunk));
+    }
+}
+
+// What this lane's sums of a row, N pairs `sum(n)` of its quad's, are multiplied by on their way out.
+template <bool IS_F8, int N, typename Sum>
+__device__ __forceinline__ float factor_of_row(const Operands& o, const Item& item, int head, int row, float total,
+                                               const Sum& sum) {
+    const float inverse = total > 0.0f ? V_SCALE(o) / total : 0.0f;
+    if (!IS_F8) return inverse;
+    float top = 0.0f;
+#pragma unroll
+    for (int n = 0; n < N; ++n) top = fmaxf(top, fmaxf(fabsf(sum(n).x), fabsf(sum(n).y)));
+    return inverse * f8_factor_of(o, item, head, row, quad_max(top) * inverse, (threadIdx.x & 3) == 0);
+}
+
 // ---- partial results: 16 rows of HEAD_DIM sums a slot, and behind those of all slots 16 pairs of maximum and total ----
 
 __device__ __forceinline__ int slot_of(const Item& item, int head, int split) {
@@ -257,7 +334,6 @@ __device__ __forceinline__ void merge_splits(const Operands& o, const Item& item
             sum.z = fmaf(weight, x.z, sum.z);
             sum.w = fmaf(weight, x.w, sum.w);
         }
-        *reinterpret_cast<uint2*>(o.out + place + column) =
-            make_uint2(pack_bf16x2(sum.x, sum.y), pack_bf16x2(sum.z, sum.w));
+        store_columns(o, item, head, row, place, column, sum);
     }
 }

@@ -163,6 +163,17 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const u32_t (&a)[4], u32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two FP8 numbers beside each other, `low` first.
+__device__ __forceinline__ u16_t pack_f8x2(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+    u16_t y;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(y) : "f"(high), "f"(low));
+    return y;
+#else
+    return from_f32<f8_e4m3_t>(low).bits | (u16_t)(from_f32<f8_e4m3_t>(high).bits << 8);
+#endif
+}
+
 // Two f16 in one register, `low` in the lower half.
 __device__ __forceinline__ u32_t pack_f16x2(float low, float high) {
     u32_t y;

@@ -18,6 +18,7 @@ use self::core::Core;
 use self::scratch::Scratch;
 use crate::OpError;
 use crate::check::Op;
+use crate::quantize::QuantizedOut;
 use crate::shared_rows::SharedOut;
 use crate::simd::{Isa, PAIR, SimdElement};
 
@@ -76,7 +77,14 @@ pub(crate) struct Attention<'a, Q, E> {
     pub(crate) value_scale: f32,
     pub(crate) sequences: &'a [Sequence<'a>],
     /// `[n, num_heads * head_dim]`
-    pub(crate) out: &'a SharedOut<'a>,
+    pub(crate) out: Out<'a>,
+}
+
+/// Where heads go, one by one.
+#[derive(Clone, Copy)]
+pub(crate) enum Out<'a> {
+    Float(&'a SharedOut<'a>),
+    F8(&'a QuantizedOut<'a>),
 }
 
 /// Query rows of a sequence, and the head whose keys they see.
@@ -156,9 +164,14 @@ impl<Q: SimdElement, E: SimdElement> Attention<'_, Q, E> {
         for (i, heads) in scratch.out.as_flattened().chunks(group * row_len).enumerate().take(task.rows.len()) {
             for (head, values) in heads.chunks(row_len).enumerate() {
                 let column = first_column + head * head_dim;
-                // SAFETY: a row of a query head belongs to one task, since `tasks` makes sequences' rows and
-                // key-value heads disjoint and the operators check that sequences don't overlap.
-                unsafe { self.out.write(task.rows.start + i, column, &values[..head_dim]) };
+                let row = task.rows.start + i;
+                match self.out {
+                    // SAFETY: a row of a query head belongs to one task, since `tasks` makes sequences' rows and
+                    // key-value heads disjoint and the operators check that sequences don't overlap.
+                    Out::Float(out) => unsafe { out.write(row, column, &values[..head_dim]) },
+                    // SAFETY: as above; heads that share a scale are refused.
+                    Out::F8(out) => unsafe { out.write(row, column, &values[..head_dim]) },
+                }
             }
         }
     }

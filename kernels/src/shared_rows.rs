@@ -12,7 +12,7 @@ use crate::check::Op;
 use crate::real::Real;
 
 /// A matrix whose tiles are lent to threads.
-struct SharedRows<'a, T> {
+pub(crate) struct SharedRows<'a, T> {
     start: *mut T,
     num_rows: usize,
     row_len: usize,
@@ -24,7 +24,7 @@ unsafe impl<T: Send> Sync for SharedRows<'_, T> {}
 
 impl<'a, T> SharedRows<'a, T> {
     /// Takes the matrix, whose rows are `row_len` long.
-    fn new(matrix: &'a mut [T], row_len: usize) -> Self {
+    pub(crate) fn new(matrix: &'a mut [T], row_len: usize) -> Self {
         let num_rows = matrix.len().checked_div(row_len).unwrap_or(0);
         Self { start: matrix.as_mut_ptr(), num_rows, row_len, owner: PhantomData }
     }
@@ -38,7 +38,7 @@ impl<'a, T> SharedRows<'a, T> {
     /// No element of them is lent already.
     #[allow(clippy::mut_from_ref)]
     #[inline]
-    unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [T] {
+    pub(crate) unsafe fn row(&self, row: usize, columns: Range<usize>) -> &mut [T] {
         assert!(row < self.num_rows && columns.start <= columns.end && columns.end <= self.row_len);
         // SAFETY: the matrix has `num_rows * row_len` elements, and the assertion puts this one inside or at the end.
         let start = unsafe { self.start.add(row * self.row_len + columns.start) };

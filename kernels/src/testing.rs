@@ -166,6 +166,18 @@ pub(crate) const SCHEMES: [Scheme; 3] = [Scheme::PerRow, Scheme::PerGroup, Schem
 /// The factor of [`Scheme::Fixed`].
 const FIXED_SCALE: f32 = 0.0625;
 
+impl Scheme {
+    /// With these scales, where it has any.
+    pub(crate) fn quantize(self, scales: &mut Tensor) -> Quantize<'_> {
+        let scales = scales.view_mut().unwrap();
+        match self {
+            Self::PerRow => Quantize::PerRow(scales),
+            Self::PerGroup => Quantize::PerGroup(scales),
+            Self::Fixed => Quantize::Fixed(FIXED_SCALE),
+        }
+    }
+}
+
 impl Quantized {
     pub(crate) fn new(device: &Device, scheme: Scheme, [m, d]: [usize; 2]) -> Self {
         let dims = match scheme {
@@ -185,13 +197,7 @@ impl Quantized {
 
     /// The operator's two operands.
     pub(crate) fn lend(&mut self) -> (Quantize<'_>, ViewMut<'_>) {
-        let scales = self.scales.view_mut().unwrap();
-        let quantize = match self.scheme {
-            Scheme::PerRow => Quantize::PerRow(scales),
-            Scheme::PerGroup => Quantize::PerGroup(scales),
-            Scheme::Fixed => Quantize::Fixed(FIXED_SCALE),
-        };
-        (quantize, self.out.view_mut().unwrap())
+        (self.scheme.quantize(&mut self.scales), self.out.view_mut().unwrap())
     }
 
     /// Scales of row `i` at column `j`.
@@ -204,7 +210,8 @@ impl Quantized {
     }
 
     /// Compares with the rows that were to be rounded, known to `rtol`: scales alike, and at most one element of two
-    /// hundred on the other side of a tie, one step away.
+    /// hundred on the other side of a tie, one step away. A step is at least a sixteenth of a number, so what is known to
+    /// `rtol` brings no more than 16 * rtol of them there.
     pub(crate) fn assert_is(&self, expected: &[f32], rtol: f32) {
         let [m, d] = [self.out.shape()[0], self.out.shape()[1]];
         let (bits, scales) = (self.out.to_vec::<F8E4M3>().unwrap(), self.scales.to_vec::<f32>().unwrap());
@@ -230,7 +237,8 @@ impl Quantized {
                 num_off += usize::from(steps == 1);
             }
         }
-        assert!(num_off * 200 <= m * d + 199, "{num_off} of {} elements are off", m * d);
+        let share = 1.0 / 200.0 + 16.0 * rtol;
+        assert!(num_off as f32 <= (share * (m * d) as f32).max(1.0), "{num_off} of {} elements are off", m * d);
     }
 }
 

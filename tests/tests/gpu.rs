@@ -24,7 +24,8 @@ use video::{BETWEEN_TIMESTAMPS, BY_FRAME_INDEX, IN_SECONDS, Limits, Video};
 
 /// How many times transformers' own bfloat16 error ours may be, over a family's cases together.
 const MAX_NOISE_RATIO: f64 = 1.5;
-/// How many times the family's noise one case's error may be: a single row of logits varies far more than fourteen.
+/// How many times the family's noise one case's error may be, unless transformers' own worst pass is further out: a
+/// single row of logits varies far more than fourteen.
 const MAX_CASE_RATIO: f64 = 4.0;
 /// Features may differ by this share of the reference's largest value: bfloat16's, after four blocks.
 const MAX_FEATURE_ERROR: f64 = 3e-2;
@@ -32,11 +33,14 @@ const MAX_FEATURE_ERROR: f64 = 3e-2;
 /// Page-locked memory for copies.
 const PINNED_BYTES: usize = 64 << 20;
 
-/// How far transformers in bfloat16 is from its float32 on one case; `tests/reference/bf16_noise.py` wrote it.
+/// How far transformers in bfloat16 is from its float32 on one case, over passes that round in different ways;
+/// `tests/reference/bf16_noise.py` wrote it.
 #[derive(Deserialize)]
 struct CaseNoise {
     logits: f64,
     forced_logits: f64,
+    /// The largest error of either.
+    worst: f64,
     max_difference: f64,
 }
 
@@ -107,6 +111,8 @@ struct Measured {
     names: Vec<String>,
     logits: Vec<Squares>,
     forced: Vec<Squares>,
+    /// Transformers' own worst case.
+    worst_noise: f64,
 }
 
 impl Measured {
@@ -115,6 +121,7 @@ impl Measured {
         self.names.push(case.name.clone());
         self.logits.push(Squares::new(&got[0], expected[0], noise.logits));
         self.forced.push(Squares::new(&got[1..].concat(), expected[1], noise.forced_logits));
+        self.worst_noise = self.worst_noise.max(noise.worst);
     }
 
     /// All together within the noise, and none far outside.
@@ -132,9 +139,7 @@ impl Measured {
             worst / noise
         );
         assert!(logits.ratio() <= MAX_NOISE_RATIO && forced.ratio() <= MAX_NOISE_RATIO, "{what}");
-        // Transformers' own worst case may be further out than that: a single row is.
-        let worst_noise = named().map(|(_, (logits, forced))| logits.noise().max(forced.noise())).fold(0.0, f64::max);
-        let limit = (MAX_CASE_RATIO * noise).max(MAX_NOISE_RATIO * worst_noise);
+        let limit = (MAX_CASE_RATIO * noise).max(MAX_NOISE_RATIO * self.worst_noise);
         for (name, (logits, forced)) in named() {
             let within = |squares: &Squares| squares.error() <= limit;
             assert!(within(logits) && within(forced), "{what} {name}: {} {}", logits.error(), forced.error());

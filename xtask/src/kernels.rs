@@ -14,6 +14,9 @@ pub(crate) struct KernelsArgs {
     /// An architecture, as `sm_90a`; may be given again. By default sm_80, sm_89, sm_90a and sm_100a.
     #[arg(long = "arch")]
     archs: Vec<String>,
+    /// Only kernels whose names hold one of these words
+    #[arg(value_name = "WORD")]
+    words: Vec<String>,
 }
 
 /// Compiles the kernels and prints what each takes.
@@ -22,11 +25,16 @@ pub(crate) fn run(shell: &Shell, args: &KernelsArgs) -> anyhow::Result<()> {
         [] => ARCHS.map(str::to_owned).to_vec(),
         archs => archs.to_vec(),
     };
-    cmd!(shell, "cargo run --quiet --locked --package foveal-kernels --example compile_kernels -- {archs...}").run()?;
+    let words = &args.words;
+    cmd!(
+        shell,
+        "cargo run --quiet --locked --package foveal-kernels --example compile_kernels -- {archs...} {words...}"
+    )
+    .run()?;
     Ok(())
 }
 
 /// All of them for all architectures.
 pub(crate) fn run_all(shell: &Shell) -> anyhow::Result<()> {
-    run(shell, &KernelsArgs { archs: Vec::new() })
+    run(shell, &KernelsArgs { archs: Vec::new(), words: Vec::new() })
 }

@@ -2,6 +2,7 @@
 
 use foveal_device::{DType, Tensor};
 use foveal_kernels::paged_attention::{PagedAttention, Plan, Work, paged_attention, plan, work_size};
+use foveal_kernels::quantize::{Quantize, group_stride};
 use foveal_kernels::varlen_attention::{VarlenAttention, varlen_attention};
 use foveal_kernels::{KvLayout, KvScales};
 
@@ -41,6 +42,7 @@ pub(super) fn all(bench: &mut Bench) -> anyhow::Result<()> {
     for kv in [DType::BF16, DType::F8E4M3] {
         of_cache(bench, kv)?;
     }
+    rounded(bench)?;
     VISION.into_iter().try_for_each(|(segments, len)| varlen(bench, segments, len))
 }
 
@@ -49,15 +51,40 @@ fn of_cache(bench: &mut Bench, kv: DType) -> anyhow::Result<()> {
     let named = |op: &str| if kv == DType::BF16 { op.to_owned() } else { format!("{op}, {kv}") };
     for (num_seqs, context) in DECODE {
         let sequences = vec![Sequence { rows: 1, context }; num_seqs];
-        paged(bench, kv, (&named("decode attention"), &format!("{num_seqs} x {context}")), &sequences)?;
+        paged(
+            bench,
+            (kv, Rounding::Float),
+            (&named("decode attention"), &format!("{num_seqs} x {context}")),
+            &sequences,
+        )?;
     }
     for tokens in PREFILL {
         let prompt = Sequence { rows: tokens, context: tokens };
-        paged(bench, kv, (&named("prefill attention"), &format!("1 x {tokens}")), &[prompt])?;
+        paged(bench, (kv, Rounding::Float), (&named("prefill attention"), &format!("1 x {tokens}")), &[prompt])?;
     }
     let mut mixed = vec![Sequence { rows: 1, context: 1766 }; 64];
     mixed.push(Sequence { rows: 1024, context: 1024 });
-    paged(bench, kv, (&named("mixed attention"), "1024 + 64 x 1766"), &mixed)
+    paged(bench, (kv, Rounding::Float), (&named("mixed attention"), "1024 + 64 x 1766"), &mixed)
+}
+
+/// How a batch's rows leave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Rounding {
+    Float,
+    Fixed,
+    PerGroup,
+}
+
+/// Rows that the next product reads as FP8: rounded by attention itself.
+fn rounded(bench: &mut Bench) -> anyhow::Result<()> {
+    let decode = vec![Sequence { rows: 1, context: 2048 }; 64];
+    let prompt = [Sequence { rows: 4096, context: 4096 }];
+    for (rounding, named) in [(Rounding::Fixed, "fixed scale"), (Rounding::PerGroup, "scales by group")] {
+        let op = |of: &str| format!("{of} attention to FP8, {named}");
+        paged(bench, (DType::F8E4M3, rounding), (&op("decode"), "64 x 2048"), &decode)?;
+        paged(bench, (DType::F8E4M3, rounding), (&op("prefill"), "1 x 4096"), &prompt)?;
+    }
+    Ok(())
 }
 
 /// A batch's lengths and pages, on the card.
@@ -89,7 +116,12 @@ impl Lengths {
     }
 }
 
-fn paged(bench: &mut Bench, kv: DType, (op, shape): (&str, &str), sequences: &[Sequence]) -> anyhow::Result<()> {
+fn paged(
+    bench: &mut Bench,
+    (kv, rounding): (DType, Rounding),
+    (op, shape): (&str, &str),
+    sequences: &[Sequence],
+) -> anyhow::Result<()> {
     let layout = KvLayout { dtype: kv, ..LAYOUT };
     let plan_op = format!("plan of {op}");
     if !bench.wants(op, shape) && !bench.wants(&plan_op, shape) {
@@ -103,7 +135,10 @@ fn paged(bench: &mut Bench, kv: DType, (op, shape): (&str, &str), sequences: &[S
         _ => (bench.f8_rotation(&cache)?, bench.f8_rotation(&cache)?),
     };
     let q = bench.random(&[n, HEADS, HEAD_DIM])?;
-    let mut out = bench.scratch(DType::BF16, &[n, HEADS * HEAD_DIM])?;
+    let out_dtype = if rounding == Rounding::Float { DType::BF16 } else { DType::F8E4M3 };
+    let mut out = bench.scratch(out_dtype, &[n, HEADS * HEAD_DIM])?;
+    // A head is a group.
+    let mut scales = bench.scratch(DType::F32, &[HEADS, group_stride(n)])?;
     let Lengths { cu_seqlens, context_lens, block_tables } = Lengths::new(bench, sequences)?;
     let size = work_size(n, sequences.len(), HEADS, layout, bench.cuda()?.num_sms() as usize);
     let mut list = bench.scratch(DType::I32, &[size.list_len])?;
@@ -128,6 +163,11 @@ fn paged(bench: &mut Bench, kv: DType, (op, shape): (&str, &str), sequences: &[S
             block_tables: block_tables.view(),
             scale: (HEAD_DIM as f32).powf(-0.5),
             work: Some(Work { list: list.view(), counters: counters.view_mut()?, partials: partials.view_mut()? }),
+            quantize: match rounding {
+                Rounding::Float => None,
+                Rounding::Fixed => Some(Quantize::Fixed(0.01)),
+                Rounding::PerGroup => Some(Quantize::PerGroup(scales.view_mut()?)),
+            },
             out: out.view_mut()?,
         };
         Ok(paged_attention(&stream, args)?)

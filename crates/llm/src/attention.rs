@@ -5,12 +5,14 @@ use std::sync::Arc;
 use foveal_device::{DType, Stream, Tensor};
 use foveal_kernels::paged_attention::{PagedAttention, paged_attention};
 use foveal_kernels::qk_norm_rope::{QkNorm, QkNormRope, qk_norm_rope};
+use foveal_kernels::quantize::GROUP;
 use foveal_kernels::{KvLayout, KvScales};
 
 use crate::attention_work::AttentionWork;
 use crate::batch::BatchViews;
 use crate::kv_cache::PagedLayer;
 use crate::projection::Projection;
+use crate::projection_input::InputForm;
 use crate::rope::RopeTables;
 use crate::workspace::{Workspace, heads, heads_mut};
 use crate::{DecoderSettings, LlmError};
@@ -80,9 +82,35 @@ impl Attention {
         Ok(())
     }
 
-    /// Each row's mixture of its sequence's values: `q -> attn`.
+    /// Each row's mixture of its sequence's values, in the form that the output projection reads: `q -> attn`.
     pub(crate) fn attend(&self, step: &Step<'_>, cache: &PagedLayer, ws: &mut Workspace) -> Result<(), LlmError> {
+        let form = self.o_proj.input_form();
+        if rounds_heads(form, step.settings.head_dim) {
+            return self.attend_as(step, cache, form, ws);
+        }
+        self.attend_as(step, cache, InputForm::Float, ws)?;
+        ws.attn.round(step.stream, step.num_rows(), form)
+    }
+
+    /// The same, as floats: of rows of which few are kept, only those are rounded.
+    pub(crate) fn attend_unrounded(
+        &self,
+        step: &Step<'_>,
+        cache: &PagedLayer,
+        ws: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        self.attend_as(step, cache, InputForm::Float, ws)
+    }
+
+    fn attend_as(
+        &self,
+        step: &Step<'_>,
+        cache: &PagedLayer,
+        form: InputForm,
+        ws: &mut Workspace,
+    ) -> Result<(), LlmError> {
         let (n, settings) = (step.num_rows(), step.settings);
+        let (quantize, out) = ws.attn.write(n, form)?;
         paged_attention(
             step.stream,
             PagedAttention {
@@ -96,7 +124,8 @@ impl Attention {
                 block_tables: step.batch.block_tables,
                 scale: (settings.head_dim as f32).powf(-0.5),
                 work: ws.attention_work.as_mut().map(AttentionWork::lend).transpose()?,
-                out: ws.attn.float.rows_mut(0..n)?,
+                quantize,
+                out,
             },
         )?;
         Ok(())
@@ -104,7 +133,6 @@ impl Attention {
 
     /// Back to hidden states, for the first `n` rows: `attn -> delta`.
     pub(crate) fn project(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
-        ws.attn.round(stream, n, self.o_proj.input_form())?;
         self.o_proj.forward(stream, n, &ws.attn, &mut ws.hidden.delta)
     }
 
@@ -114,5 +142,14 @@ impl Attention {
             DType::F8E4M3 => self.kv_scales.unwrap_or(KvScales::ONE),
             _ => KvScales::ONE,
         }
+    }
+}
+
+/// Whether attention itself can round its rows to a form: head by head, so not by a scale of the whole row.
+fn rounds_heads(form: InputForm, head_dim: usize) -> bool {
+    match form {
+        InputForm::Fixed(_) => head_dim.is_multiple_of(16),
+        InputForm::PerGroup => head_dim.is_multiple_of(GROUP),
+        InputForm::Float | InputForm::PerRow => false,
     }
 }

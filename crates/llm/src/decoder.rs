@@ -208,8 +208,9 @@ impl Decoder {
         if kept == 0 {
             return Ok(());
         }
-        layer.attention.attend(step, cache, ws)?;
+        layer.attention.attend_unrounded(step, cache, ws)?;
         ws.keep_rows(step.stream, step.num_rows(), step.batch.logit_rows)?;
+        ws.attn.round(step.stream, kept, layer.attention.o_proj.input_form())?;
         self.finish_layer(step.stream, layer, kept, ws)?;
         let last = self.weights.layers.len() - 1;
         let deepstack = step.batch.image.and_then(|image| image.kept_deepstack_rows(last));

@@ -4,7 +4,8 @@ use foveal_device::{DType, Stream, View};
 use half::bf16;
 
 use super::{OP, PagedAttention, Sizes};
-use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
+use crate::attention::{Attention, Out, Place, Sequence, check_cu_seqlens, rows_between};
+use crate::quantize::QuantizedOut;
 use crate::real::with_stored;
 use crate::reals::FLOATS;
 use crate::shared_rows::SharedOut;
@@ -18,12 +19,24 @@ pub(super) fn paged_attention(
     args: PagedAttention<'_>,
     sizes: Sizes,
 ) -> Result<(), OpError> {
-    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, mut out, .. } = args;
+    let PagedAttention { q, layout, k_cache, v_cache, cu_seqlens, context_lens, block_tables, .. } = args;
+    let (mut quantize, mut out) = (args.quantize, args.out);
     let (scale, value_scale) = (args.scale * args.kv_scales.k, args.kv_scales.v);
     let Sizes { num_heads, head_dim, .. } = sizes;
-    let out = SharedOut::new(OP, &mut out, num_heads.saturating_mul(head_dim))?;
+    let row_len = num_heads.saturating_mul(head_dim);
+    let (float, f8);
+    let out = match &mut quantize {
+        Some(quantize) => {
+            f8 = QuantizedOut::new(OP, quantize, &mut out, row_len)?;
+            Out::F8(&f8)
+        }
+        None => {
+            float = SharedOut::new(OP, &mut out, row_len)?;
+            Out::Float(&float)
+        }
+    };
     let sequences = sequences(&cu_seqlens, &context_lens, &block_tables, layout.page, sizes)?;
-    let common = Common { isa, stream, num_heads, layout, scale, value_scale, sequences: &sequences, out: &out };
+    let common = Common { isa, stream, num_heads, layout, scale, value_scale, sequences: &sequences, out };
     match q.dtype() {
         DType::F32 => common.run::<f32>(OP.slice(&q)?, &k_cache, &v_cache),
         DType::BF16 => common.run::<bf16>(OP.slice(&q)?, &k_cache, &v_cache),
@@ -75,7 +88,7 @@ struct Common<'a> {
     scale: f32,
     value_scale: f32,
     sequences: &'a [Sequence<'a>],
-    out: &'a SharedOut<'a>,
+    out: Out<'a>,
 }
 
 impl Common<'_> {

@@ -8,11 +8,13 @@ use super::plan::{HEADER_INTS, ITEM_INTS, NUM_WARPS, QUEUE_COUNTERS, Tiles, work
 use super::{OP, PLAN, PagedAttention, Plan, Sizes, Work};
 use crate::cuda::distinct;
 use crate::packs::blocks;
+use crate::quantize::{Form, quantize_params};
 use crate::{KvLayout, OpError};
 
 /// What the kernels include: the crate's own headers, and those that they alone share.
 pub(super) const HEADERS: &[Header] = &[
     crate::cuda::PRELUDE,
+    crate::cuda::QUANTIZE,
     crate::cuda::ATTENTION,
     Header { name: "hopper.cuh", text: include_str!("../../include/hopper.cuh") },
     Header { name: "kv_fragments.cuh", text: include_str!("../../include/kv_fragments.cuh") },
@@ -90,8 +92,9 @@ fn capacity(list: &View<'_>, counters: &View<'_>) -> (usize, usize) {
 
 pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, sizes: Sizes) -> Result<(), OpError> {
     let out = args.out.as_view();
-    for (arg, view) in [("q", &args.q), ("out", &out)] {
-        OP.dtype(arg, view.dtype(), DType::BF16, "bf16 on CUDA")?;
+    OP.dtype("q", args.q.dtype(), DType::BF16, "bf16 on CUDA")?;
+    if args.quantize.is_none() {
+        OP.dtype("out", out.dtype(), DType::BF16, "bf16 on CUDA")?;
     }
     let is_f8 = args.layout.dtype == DType::F8E4M3;
     if is_f8 && !stream.has_f8() {
@@ -103,8 +106,8 @@ pub(super) fn paged_attention(stream: &CudaStream, args: &PagedAttention<'_>, si
     if sizes.n == 0 || sizes.num_heads == 0 || sizes.head_dim == 0 {
         return Ok(());
     }
-    // Rows of keys are copied 16 bytes at a time.
-    let multiple = if is_f8 { 16 } else { 8 };
+    // Heads are copied 16 bytes at a time.
+    let multiple = if is_f8 || args.quantize.is_some() { 16 } else { 8 };
     if !sizes.head_dim.is_multiple_of(multiple) || sizes.head_dim > MAX_HEAD_DIM {
         let expected = format!("a head_dim that is a multiple of {multiple} up to 128, on CUDA");
         return Err(OP.bad_shape("q", args.q.shape(), expected));
@@ -150,8 +153,6 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     }
     let mut params = Args::new();
     common_params(&mut params, args, work, sizes)?;
-    let Factor { scale, flip } = Factor::of(args);
-    params.f32(scale).f32(args.kv_scales.v).u32(flip);
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
@@ -162,14 +163,14 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
 
 /// The factor of scores: a positive one of powers of 2; a sign goes to the queries, and 0 to a factor so small that all
 /// weights are alike.
-pub(super) struct Factor {
-    pub(super) scale: f32,
+struct Factor {
+    scale: f32,
     /// What is flipped in two elements of a query.
-    pub(super) flip: u32,
+    flip: u32,
 }
 
 impl Factor {
-    pub(super) fn of(args: &PagedAttention<'_>) -> Self {
+    fn of(args: &PagedAttention<'_>) -> Self {
         let scale = (args.scale.abs() * args.kv_scales.k * std::f32::consts::LOG2_E).max(f32::MIN_POSITIVE);
         Self { scale, flip: if args.scale.is_sign_negative() { SIGNS } else { 0 } }
     }
@@ -184,11 +185,15 @@ pub(super) fn common_params(
 ) -> Result<(), DeviceError> {
     params.ptr(&args.q)?.ptr(&args.k_cache)?.ptr(&args.v_cache)?.ptr(&args.block_tables)?;
     params.ptr(&work.list)?.ptr_mut(&work.counters)?.ptr_mut(&work.partials)?.ptr_mut(&args.out)?;
+    quantize_params(params, args.quantize.as_ref())?;
+    params.i32(Form::of(args.quantize.as_ref()) as i32);
     let num_kv_heads = args.layout.num_kv_heads;
     let (num_items, num_slots) = capacity(&work.list, &work.counters.as_view());
     params.usize_as_i32(sizes.n)?.usize_as_i32(num_kv_heads)?.usize_as_i32(sizes.num_heads / num_kv_heads)?;
     params.usize_as_i32(sizes.num_blocks)?.usize_as_i32(sizes.num_seqs)?.usize_as_i32(sizes.max_blocks)?;
     params.usize_as_i32(num_items)?.usize_as_i32(num_slots)?;
+    let Factor { scale, flip } = Factor::of(args);
+    params.f32(scale).f32(args.kv_scales.v).u32(flip);
     Ok(())
 }
 

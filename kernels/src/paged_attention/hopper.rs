@@ -3,7 +3,7 @@
 
 use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Swizzle, TensorMap, View};
 
-use super::cuda::{Factor, HEADERS, common_params};
+use super::cuda::{HEADERS, common_params};
 use super::{PagedAttention, Sizes, Work};
 use crate::KvLayout;
 
@@ -12,9 +12,6 @@ static SOURCE: KernelSource =
 
 /// The cards whose kernel it is; later ones have other instructions.
 const CAPABILITY: (u32, u32) = (9, 0);
-/// Whether it is launched at all. Its own tests agree with float64, but in the first run of all tests since it was launched
-/// two of the small model (`tests/tests/gpu.rs`) failed on an H200. Until it is known whether by its doing, it rests.
-const IS_LAUNCHED: bool = false;
 /// Heads whose queries leave room for a merge's weights, 32 KiB.
 const HEAD_DIM: usize = 128;
 /// `PREFILL_THREADS` of the kernel.
@@ -26,8 +23,7 @@ const BOX: [u32; 2] = [32, 64];
 
 /// Whether it can take the chunks of a step.
 pub(super) fn serves(stream: &CudaStream, layout: KvLayout) -> bool {
-    IS_LAUNCHED
-        && stream.compute_capability() == CAPABILITY
+    stream.compute_capability() == CAPABILITY
         && layout.head_dim == HEAD_DIM
         && matches!(layout.dtype, DType::BF16 | DType::F8E4M3)
 }
@@ -61,8 +57,6 @@ pub(super) fn launch_prefill(
     let mut params = Args::new();
     params.tensor_map(&map(&args.k_cache)?).tensor_map(&map(&args.v_cache)?);
     common_params(&mut params, args, work, sizes)?;
-    let Factor { scale, flip } = Factor::of(args);
-    params.f32(scale).u32(flip).f32(args.kv_scales.v);
     let launch = Launch::new([stream.num_sms(), 1, 1], [THREADS, 1, 1]).shared_bytes(shared_bytes(layout) as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell and `check_work` enough
     // counters and partial results; the maps are those of the caches, whose blocks the kernel bounds by their number, as

@@ -154,6 +154,7 @@ __device__ __forceinline__ void prefill_block(const Operands& o, const Item& ite
 }
 
 // A warp's 32 rows, through its own rows of the queries' tile, so that they leave as whole rows.
+template <bool IS_F8>
 __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, int head, u8_t* queries,
                                            const Rows (&rows)[2], const float (&sums)[2][K_STEPS * 2][4]) {
     const int lane = threadIdx.x & 31, first = threadIdx.x & ~31;
@@ -162,25 +163,18 @@ __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, 
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float total = quad_sum(rows[m].total[half]);
-            const float inverse = total > 0.0f ? V_SCALE(o) / total : 0.0f;
             const int row = first + m * 16 + half * 8 + lane / 4;
+            const auto sum = [&](int n) { return columns_of(sums[m], n, half); };
+            const float total = quad_sum(rows[m].total[half]);
+            const float factor = factor_of_row<IS_F8, HEAD_DIM / 8>(o, item, head, row, total, sum);
 #pragma unroll
             for (int n = 0; n < HEAD_DIM / 8; ++n) {
-                const float2 sum = columns_of(sums[m], n, half);
-                *reinterpret_cast<u32_t*>(queries + place_of_columns(row, n)) =
-                    pack_bf16x2(sum.x * inverse, sum.y * inverse);
+                stage_columns<IS_F8, QRows>(queries, row, column_of(n), sum(n).x * factor, sum(n).y * factor);
             }
         }
     }
     __syncwarp();
-    for (int i = lane; i < 32 * (HEAD_DIM / 8); i += 32) {
-        const int row = first + i / (HEAD_DIM / 8), chunk = i % (HEAD_DIM / 8);
-        const i64_t place = place_of(o, item, head, row);
-        if (place < 0) continue;
-        *reinterpret_cast<int4*>(o.out + place + chunk * 8) =
-            *reinterpret_cast<const int4*>(queries + QRows::offset(row, chunk));
-    }
+    store_staged<IS_F8, QRows, 32>(o, item, head, queries, first);
 }
 
 // A warp's 32 rows of one split.
@@ -285,7 +279,12 @@ __device__ __forceinline__ void prefill(const Operands& o, Turn& turn, u8_t* sha
     // Late, so that blocks that are through first take the next; while it waits for memory, the SM's other block runs.
     if (turn.is_counted && threadIdx.x == 0) take_next(o, false, turn.next);
     if (item.num_splits == 1) {
-        if (first < item.count) store_rows(o, item, head, shared, rows, sums);
+        if (first >= item.count) return;
+        if (o.out.form == TO_FLOAT) {
+            store_rows<false>(o, item, head, shared, rows, sums);
+        } else {
+            store_rows<true>(o, item, head, shared, rows, sums);
+        }
         return;
     }
     store_partial(o, item, head, rows, sums);
@@ -373,8 +372,8 @@ __device__ __forceinline__ void store_decode(const Operands& o, const Item& item
         const i64_t place = place_of(o, item, head, row);
         const float inverse = total > 0.0f ? V_SCALE(o) / total : 0.0f;
         if (place < 0) continue;
-        *reinterpret_cast<uint2*>(o.out + place + column) = make_uint2(pack_bf16x2(sum.x * inverse, sum.y * inverse),
-                                                                       pack_bf16x2(sum.z * inverse, sum.w * inverse));
+        store_columns(o, item, head, row, place, column,
+                      make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse));
     }
 }
 
@@ -446,15 +445,16 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
     paged_attention_bf16(const bf16_t* __restrict__ q, const KV_T* __restrict__ k_cache,
                          const KV_T* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                          const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                         bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
-                         int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2,
-                         float v_scale, u32_t flip) {
+                         void* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride,
+                         int out_form, int num_rows, int num_kv_heads, int group, int num_blocks, int num_seqs,
+                         int max_blocks, int max_items, int max_slots, float scale_log2, float v_scale, u32_t flip) {
     extern __shared__ __align__(256) u8_t shared[];
     // In shared memory rather than in registers, which the tiles' sums fill.
     __shared__ Turn turn;
-    const Operands o = {q,          k_cache,   v_cache,    block_tables, list,         counters, partials,
-                        out,        num_rows,  num_kv_heads, group,      num_blocks,   num_seqs, max_blocks,
-                        max_items,  max_slots, scale_log2, v_scale, flip};
+    const Operands o = {q, k_cache, v_cache, block_tables, list, counters, partials,
+                        {out, {out_scales, out_factor, out_stride}, out_form},
+                        num_rows, num_kv_heads, group, num_blocks, num_seqs, max_blocks, max_items, max_slots,
+                        scale_log2, v_scale, flip};
     if (threadIdx.x == 0) {
         // With no more items than blocks each block has its one, and nothing is counted.
         turn.is_counted = (i64_t)(num_prefill_of(o) + list[NUM_DECODE]) * num_kv_heads > gridDim.x;

@@ -3,7 +3,7 @@
 //! On CUDA its work comes from a list in device memory that [`plan`] writes once per step for all layers, so that the
 //! launches, which may be captured in a graph, don't depend on the batch; [`work_size`] says what memory that takes.
 //! One kernel (`kernel.cu`) serves every card. Another (`prefill_sm90.cu`, in a launch of its own where a step has more
-//! rows than sequences) is for the tiles of chunks on Hopper; `hopper.rs` says why it isn't launched at present.
+//! rows than sequences) is for the tiles of chunks on Hopper.
 //!
 //! # Equation
 //! Row `i` of a sequence with `l` rows and a context of `c` tokens is its token `t = c - l + i`;
@@ -19,7 +19,11 @@
 //! # Dtypes and layout
 //! `q` and `out` f32 or bf16, the cache f32, bf16, f16 or f8_e4m3 as its [`KvLayout`] says, the rest i32. Row-major and
 //! contiguous; `page` is a multiple of 32. On CUDA `q` and `out` are bf16, the cache bf16 or f8_e4m3, all aligned to 16
-//! bytes, and `head_dim` is a multiple of 8 (16 for f8_e4m3) up to 128.
+//! bytes, and `head_dim` is a multiple of 8 (16 where the cache or `out` is f8_e4m3) up to 128.
+//!
+//! With `quantize`, `out` is f8_e4m3 and rounded from the float32 rows as [`quantize`](mod@crate::quantize) says: by a fixed
+//! scale, or by groups where heads are whole groups. A scale for each row is another matter, since a row's heads come one
+//! by one: [`quantize`](fn@crate::quantize::quantize) does that afterwards.
 //!
 //! # Numerics
 //! Float32 throughout, rounded once into `out`. On the CPU the softmax is online, over blocks of 32 tokens counted from
@@ -54,6 +58,7 @@ use foveal_device::{DType, Stream, View, ViewMut};
 
 use crate::attention::KEY_BLOCK;
 use crate::check::Op;
+use crate::quantize::{GROUP, Quantize, check_out};
 use crate::simd::Isa;
 use crate::{KvLayout, KvScales, OpError};
 
@@ -86,6 +91,8 @@ pub struct PagedAttention<'a> {
     pub scale: f32,
     /// The step's work on CUDA, where it is needed; not looked at on the CPU.
     pub work: Option<Work<'a>>,
+    /// How the output is rounded to FP8, where it is.
+    pub quantize: Option<Quantize<'a>>,
     /// `[n, num_heads * head_dim]`
     pub out: ViewMut<'a>,
 }
@@ -143,10 +150,26 @@ impl PagedAttention<'_> {
         }
         // Without rows, the other sizes cost no memory: they may be anything.
         OP.shape("out", self.out.shape(), &[n, num_heads.saturating_mul(head_dim)])?;
+        self.check_quantize(n)?;
         let [num_seqs, max_blocks] = OP.rank("block_tables", self.block_tables.shape())?;
         OP.dtype("block_tables", self.block_tables.dtype(), DType::I32, "i32")?;
         check_lengths(OP, &self.cu_seqlens, &self.context_lens, num_seqs)?;
         Ok(Sizes { n, num_heads, head_dim, num_blocks, num_seqs, max_blocks })
+    }
+
+    /// That heads can be rounded one by one.
+    fn check_quantize(&self, n: usize) -> Result<(), OpError> {
+        check_out(OP, self.quantize.as_ref(), self.out.dtype(), [n, self.out.shape().row_len()])?;
+        let reason = match &self.quantize {
+            Some(Quantize::PerRow(_)) => {
+                "asks for a scale for each row, whose heads come one by one: `quantize` does it"
+            }
+            Some(Quantize::PerGroup(_)) if !self.layout.head_dim.is_multiple_of(GROUP) => {
+                "asks for scales by groups of 128, of which a head is a part: `quantize` does it"
+            }
+            _ => return Ok(()),
+        };
+        Err(OpError::Mismatch { op: OP.0, arg: "quantize", reason })
     }
 
     /// The blocks of a cache that has the layout.
@@ -194,7 +217,8 @@ fn check_lengths(op: Op, cu_seqlens: &View<'_>, context_lens: &View<'_>, num_seq
 ///
 /// # Errors
 /// [`OpError::Shape`] and [`OpError::DType`] when shapes or element types don't fit or, on CUDA, have no kernel;
-/// [`OpError::Mismatch`] when `work` is missing or an operand is not aligned there; [`OpError::Value`] when the page
+/// [`OpError::Mismatch`] when `work` is missing or an operand is not aligned there, and for `quantize` by rows, or by
+/// groups where a head isn't whole groups; [`OpError::Value`] when the page
 /// or, on the CPU, a length or a block is out of range.
 pub fn paged_attention(stream: &Stream, args: PagedAttention<'_>) -> Result<(), OpError> {
     let sizes = args.check()?;

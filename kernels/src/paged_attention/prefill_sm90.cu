@@ -1,10 +1,10 @@
 // The prefill queue of paged_attention on Hopper, by products of warpgroups: what kernel.cu's header says of tiles of
 // TILE_ROWS packed rows holds here, with
-//   out[i, h] = out_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
+//   out[i, h] = v_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
 // q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
 // bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and
 // the 128-byte swizzle, or, with KV_F8, of e4m3, which come by address: their scales are part of `scale` and
-// `out_scale`.
+// `v_scale`.
 //
 // Mapping: a fixed grid of one block per SM takes items of the list's first queue, the longest first; the block's index
 // says which is its first, a counter which are the later ones. Three warpgroups:
@@ -522,37 +522,37 @@ __device__ __forceinline__ void add_sums(float (&sums)[LANE_SUMS], const u32_t (
     hold(sums);
 }
 
+// The arrangement of the operands' rows.
+struct Swizzled {
+    __device__ static __forceinline__ u32_t offset(int row, int chunk) { return swizzled<TILE_ROWS>(row, chunk); }
+};
+
 // A warpgroup's rows, through its own rows of the queries' tile, so that they leave as whole rows.
+template <bool IS_F8>
 __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, int head, u8_t* queries, int warpgroup,
-                                           float out_scale, const Rows& rows, const float (&sums)[LANE_SUMS]) {
+                                           const Rows& rows, const float (&sums)[LANE_SUMS]) {
     const int lane = threadIdx.x & 31, first = (threadIdx.x >> 5) * 16;
     // The products of all four warps are through with the queries.
     named_sync(BARRIER_WARPGROUP + warpgroup, 128);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const float total = quad_sum(rows.total[half]);
-        const float factor = total > 0.0f ? out_scale / total : 0.0f;
         const int row = first + half * 8 + lane / 4;
+        const auto sum = [&](int n) { return make_float2(sums[n * 4 + half * 2], sums[n * 4 + half * 2 + 1]); };
+        const float total = quad_sum(rows.total[half]);
+        const float factor = factor_of_row<IS_F8, HEAD_DIM / 8>(o, item, head, row, total, sum);
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; ++n) {
-            *reinterpret_cast<u32_t*>(queries + swizzled<TILE_ROWS>(row, n) + (lane & 3) * 4) =
-                pack_bf16x2(sums[n * 4 + half * 2] * factor, sums[n * 4 + half * 2 + 1] * factor);
+            const int column = n * 8 + (lane & 3) * 2;
+            stage_columns<IS_F8, Swizzled>(queries, row, column, sum(n).x * factor, sum(n).y * factor);
         }
     }
     __syncwarp();
-#pragma unroll 4
-    for (int i = lane; i < 16 * (HEAD_DIM / 8); i += 32) {
-        const int row = first + i / (HEAD_DIM / 8), chunk = i % (HEAD_DIM / 8);
-        const i64_t place = place_of(o, item, head, row);
-        if (place < 0) continue;
-        *reinterpret_cast<int4*>(o.out + place + chunk * 8) =
-            *reinterpret_cast<const int4*>(queries + swizzled<TILE_ROWS>(row, chunk));
-    }
+    store_staged<IS_F8, Swizzled, 16>(o, item, head, queries, first);
 }
 
 // A warp's 16 rows of one split.
-__device__ __forceinline__ void store_partial(const Operands& o, const Item& item, int head, float out_scale,
-                                              const Rows& rows, const float (&sums)[LANE_SUMS]) {
+__device__ __forceinline__ void store_partial(const Operands& o, const Item& item, int head, const Rows& rows,
+                                              const float (&sums)[LANE_SUMS]) {
     const int lane = threadIdx.x & 31, slot = slot_of(item, head, item.split);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -564,14 +564,13 @@ __device__ __forceinline__ void store_partial(const Operands& o, const Item& ite
 #pragma unroll
         for (int n = 0; n < HEAD_DIM / 8; ++n) {
             *reinterpret_cast<float2*>(to + n * 8) =
-                make_float2(sums[n * 4 + half * 2] * out_scale, sums[n * 4 + half * 2 + 1] * out_scale);
+                make_float2(sums[n * 4 + half * 2], sums[n * 4 + half * 2 + 1]);
         }
     }
 }
 
 // One of the two consumer warpgroups.
-__device__ __forceinline__ void consume(const Operands& o, Places& places, const Tiles& tiles, int warpgroup,
-                                        float out_scale) {
+__device__ __forceinline__ void consume(const Operands& o, Places& places, const Tiles& tiles, int warpgroup) {
     const int lane = threadIdx.x & 31, first = (threadIdx.x >> 5) * 16;
     // By the warp's first lane, after its last access.
     const auto is_through_with = [&](u64_t& empty) {
@@ -585,7 +584,7 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
         if (TAKES_TURNS) named_arrive(BARRIER_TURN + (warpgroup ^ 1), 256);
     };
     // The first turn is the first warpgroup's.
-    if (TAKES_TURNS && warpgroup == 0) named_arrive(BARRIER_TURN, 256);
+    if (TAKES_TURNS && warpgroup == 1) named_arrive(BARRIER_TURN, 256);
     int taken = 0;
     for (int turn = 0;; ++turn) {
         const int place = turn & 1;
@@ -675,10 +674,12 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
             ++taken;
         }
         u8_t* const own = tiles.at(tiles.queries(place));
-        if (item.num_splits == 1) {
-            store_rows(o, item, work.head, own, warpgroup, out_scale, rows, sums);
+        if (item.num_splits == 1 && o.out.form == TO_FLOAT) {
+            store_rows<false>(o, item, work.head, own, warpgroup, rows, sums);
+        } else if (item.num_splits == 1) {
+            store_rows<true>(o, item, work.head, own, warpgroup, rows, sums);
         } else {
-            store_partial(o, item, work.head, out_scale, rows, sums);
+            store_partial(o, item, work.head, rows, sums);
             if (is_last_split(o, item, work.head)) {
                 merge_splits(o, item, work.head, reinterpret_cast<float*>(own));
             }
@@ -693,17 +694,18 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
                             const bf16_t* __restrict__ q, const u8_t* __restrict__ k_cache,
                             const u8_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
                             const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                            bf16_t* __restrict__ out, int num_rows, int num_kv_heads, int group, int num_blocks,
-                            int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2, u32_t flip,
-                            float out_scale) {
+                            void* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride,
+                            int out_form, int num_rows, int num_kv_heads, int group, int num_blocks, int num_seqs,
+                            int max_blocks, int max_items, int max_slots, float scale_log2, float v_scale,
+                            u32_t flip) {
     extern __shared__ __align__(1024) u8_t unaligned[];
     __shared__ Places places;
     Operands o = {};
-    o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials, o.out = out;
+    o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials;
+    o.out = {out, {out_scales, out_factor, out_stride}, out_form};
     o.num_rows = num_rows, o.num_kv_heads = num_kv_heads, o.group = group, o.num_blocks = num_blocks;
     o.num_seqs = num_seqs, o.max_blocks = max_blocks, o.max_items = max_items, o.max_slots = max_slots;
-    // Partial results are scaled when they are stored.
-    o.scale = scale_log2, o.v_scale = 1.0f, o.flip = flip;
+    o.scale = scale_log2, o.v_scale = v_scale, o.flip = flip;
     u8_t* const shared = unaligned + (-shared_address(unaligned) & 1023);
     const Tiles tiles = {shared, shared_address(shared)};
     if (threadIdx.x == 0) {
@@ -736,7 +738,7 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
 #endif
     } else {
         raise_registers<CONSUMER_REGISTERS>();
-        consume(o, places, tiles, warp >> 2, out_scale);
+        consume(o, places, tiles, warp >> 2);
     }
 }
 #else

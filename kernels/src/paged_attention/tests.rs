@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use self::problem::{KIND, Kind, Problem, Step, kind};
 use crate::simd::Isa;
-use crate::testing::{device_tests, load, store};
+use crate::testing::{Quantized, Scheme, device_tests, load, store};
 
 fn every_type_and_shape_agrees_with_float64(device: &Device) {
     // One token; pages filled to the brim, one more, one less; groups of one and many heads; odd heads; long pages.
@@ -111,6 +111,34 @@ fn sequences_without_rows_are_passed_over(device: &Device) {
     assert!(problem.step(device, &vec![(0, 0..0)], None).is_empty());
 }
 
+/// Chunks, decode rows, rows whose keys are split, and groups of heads that tiles cut through.
+fn rows_are_rounded_to_fp8(device: &Device) {
+    let step = vec![(0, 70..150), (1, 0..1), (2, 29..33), (3, 2900..3000), (3, 2999..3000), (2, 3..3)];
+    for (group, num_kv_heads, head_dim, cache) in [
+        (4, 8, 128, DType::BF16),
+        (5, 2, 64, DType::F8E4M3),
+        (8, 4, 128, DType::F8E4M3),
+        (1, 3, 64, DType::BF16),
+        (3, 1, 128, DType::BF16),
+        (2, 3, 48, DType::BF16),
+    ] {
+        let kind = Kind { group, num_kv_heads, head_dim, cache, ..kind(device) };
+        let problem = Problem::new(device, kind, &[150, 1, 33, 3000]);
+        for step in [step.clone(), vec![(3, 2999..3000)], vec![(1, 0..1), (2, 32..33)]] {
+            let rows = problem.step(device, &step, None);
+            let n = rows.len() / problem.row();
+            let schemes = [Scheme::Fixed, Scheme::PerGroup];
+            for scheme in schemes.into_iter().filter(|&scheme| scheme == Scheme::Fixed || head_dim == 128) {
+                let mut rounded = Quantized::new(device, scheme, [n, problem.row()]);
+                problem.step_rounded(device, &step, &mut rounded);
+                // From the float32 rows: on a GPU they are known only as bf16.
+                let rtol = if device.is_cuda() { 1.0 / 256.0 } else { 0.0 };
+                rounded.assert_is(&rows, rtol);
+            }
+        }
+    }
+}
+
 fn a_scale_of_any_sign_is_taken(device: &Device) {
     for scale in [-0.3, 0.0, 1.0] {
         let mut problem = Problem::new(device, kind(device), &[70, 1, 5]);
@@ -182,6 +210,7 @@ device_tests!(cpu: [
     a_long_prompt_agrees_with_float64,
     seventy_sequences_agree_with_float64,
     sequences_without_rows_are_passed_over,
+    rows_are_rounded_to_fp8,
     a_scale_of_any_sign_is_taken,
     what_lies_beyond_the_context_does_not_matter,
 ]);

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use foveal_device::{F8E4M3, Stream, View};
+use foveal_device::{F8E4M3, Stream, View, ViewMut};
 
 use super::{GROUP, OP, Quantize, QuantizeRows, Scales};
 use crate::OpError;
@@ -11,7 +11,7 @@ use crate::check::Op;
 use crate::parallel::for_each_row;
 use crate::real::Real;
 use crate::reals::Reals;
-use crate::shared_rows::SharedOut;
+use crate::shared_rows::{SharedOut, SharedRows};
 
 thread_local! {
     /// A row in float32 before it is rounded, kept from call to call.
@@ -49,6 +49,12 @@ impl<'a> RowQuantizer<'a> {
 
     /// Row `i`, which no other thread is at.
     pub(crate) fn row(&self, i: usize, values: &[f32], out: &mut [F8E4M3]) {
+        self.columns(i, 0, values, out);
+    }
+
+    /// Columns of row `i` from `first` on: all of them with a scale for the row, whole groups with one for each group. No
+    /// other thread is at these.
+    pub(crate) fn columns(&self, i: usize, first: usize, values: &[f32], out: &mut [F8E4M3]) {
         match self {
             Self::PerRow(scales) => {
                 let scale = round_scaled(values, out);
@@ -58,12 +64,43 @@ impl<'a> RowQuantizer<'a> {
             Self::PerGroup(scales) => {
                 for (group, (values, out)) in values.chunks(GROUP).zip(out.chunks_mut(GROUP)).enumerate() {
                     let scale = round_scaled(values, out);
-                    // SAFETY: this thread alone has row `i`, whose scales are column `i`.
-                    unsafe { scales.write(group, i, &[scale]) };
+                    // SAFETY: this thread alone has these columns of row `i`, whose scales are in column `i`.
+                    unsafe { scales.write(first / GROUP + group, i, &[scale]) };
                 }
             }
             Self::Fixed(inverse) => round_all(values, *inverse, out),
         }
+    }
+}
+
+/// An output that threads round piecewise, `[m, row_len]`.
+pub(crate) struct QuantizedOut<'a> {
+    rows: SharedRows<'a, F8E4M3>,
+    quantizer: RowQuantizer<'a>,
+}
+
+impl<'a> QuantizedOut<'a> {
+    pub(crate) fn new(
+        op: Op,
+        quantize: &'a mut Quantize<'_>,
+        out: &'a mut ViewMut<'_>,
+        row_len: usize,
+    ) -> Result<Self, OpError> {
+        let rows = SharedRows::new(op.slice_mut(out)?, row_len);
+        Ok(Self { rows, quantizer: RowQuantizer::new(op, quantize)? })
+    }
+
+    /// Rounds `values` into a row, from `column` on; see [`RowQuantizer::columns`] for which.
+    ///
+    /// # Panics
+    /// When they lie outside of the output.
+    ///
+    /// # Safety
+    /// No other thread writes these elements meanwhile, nor others that share their scale.
+    pub(crate) unsafe fn write(&self, row: usize, column: usize, values: &[f32]) {
+        // SAFETY: the caller keeps others away, and the elements are lent no longer than `columns` runs.
+        let out = unsafe { self.rows.row(row, column..column + values.len()) };
+        self.quantizer.columns(row, column, values, out);
     }
 }
 

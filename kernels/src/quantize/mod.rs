@@ -26,7 +26,7 @@ use foveal_device::{DType, Stream, View, ViewMut};
 use crate::OpError;
 use crate::check::Op;
 
-pub(crate) use cpu::{RowQuantizer, ScaledRows, with_scratch};
+pub(crate) use cpu::{QuantizedOut, RowQuantizer, ScaledRows, with_scratch};
 pub(crate) use cuda::{Form, held_row, quantize_params, scale_params, variants};
 
 const OP: Op = Op("quantize");

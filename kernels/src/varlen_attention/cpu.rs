@@ -4,7 +4,7 @@ use foveal_device::Stream;
 
 use super::{OP, Sizes, VarlenAttention};
 use crate::OpError;
-use crate::attention::{Attention, Place, Sequence, check_cu_seqlens, rows_between};
+use crate::attention::{Attention, Out, Place, Sequence, check_cu_seqlens, rows_between};
 use crate::real::with_real;
 use crate::reals::FLOATS;
 use crate::shared_rows::SharedOut;
@@ -45,7 +45,7 @@ pub(super) fn run(isa: Isa, stream: &Stream, args: VarlenAttention<'_>, sizes: S
             scale,
             value_scale: 1.0,
             sequences: &sequences,
-            out: &out,
+            out: Out::Float(&out),
         };
         attention.run(isa, stream);
         Ok(())

@@ -6,7 +6,7 @@ use foveal_testkit::{assert_bitwise_equal, assert_close_at};
 use super::super::cpu::paged_attention as run;
 use super::super::{PagedAttention, Plan, Work, paged_attention, plan, work_size};
 use crate::simd::Isa;
-use crate::testing::{load, store, tensor, values as numbers};
+use crate::testing::{Quantized, load, store, tensor, values as numbers};
 use crate::{KvLayout, KvScales};
 
 /// A cache with the keys and values of some sequences, and queries for all of their tokens.
@@ -127,6 +127,15 @@ impl Problem {
     }
 
     pub(super) fn step(&self, device: &Device, step: &Step, isa: Option<Isa>) -> Vec<f32> {
+        self.step_to(device, step, isa, None)
+    }
+
+    /// With the rows rounded to FP8 into `rounded`.
+    pub(super) fn step_rounded(&self, device: &Device, step: &Step, rounded: &mut Quantized) {
+        self.step_to(device, step, None, Some(rounded));
+    }
+
+    fn step_to(&self, device: &Device, step: &Step, isa: Option<Isa>, rounded: Option<&mut Quantized>) -> Vec<f32> {
         let q: Vec<f32> = step
             .iter()
             .flat_map(|(i, tokens)| &self.sequences[*i].q[tokens.start * self.row()..tokens.end * self.row()])
@@ -144,11 +153,18 @@ impl Problem {
             table.resize(max_blocks, -1);
             block_tables.extend(table);
         }
-        self.attend(device, &q, [&cu_seqlens, &context_lens, &block_tables], isa)
+        self.attend(device, &q, [&cu_seqlens, &context_lens, &block_tables], isa, rounded)
     }
 
-    /// `lengths`: cu_seqlens, context_lens and block_tables.
-    pub(super) fn attend(&self, device: &Device, q: &[f32], lengths: [&[i32]; 3], isa: Option<Isa>) -> Vec<f32> {
+    /// `lengths`: cu_seqlens, context_lens and block_tables. Gives what was written, scales apart.
+    pub(super) fn attend(
+        &self,
+        device: &Device,
+        q: &[f32],
+        lengths: [&[i32]; 3],
+        isa: Option<Isa>,
+        mut rounded: Option<&mut Quantized>,
+    ) -> Vec<f32> {
         let (n, num_seqs) = (q.len() / self.row(), lengths[1].len());
         let q = store(device, q, self.q_dtype, &[n, self.num_heads, self.layout.head_dim]);
         let cu_seqlens = tensor(device, lengths[0], &[num_seqs + 1]);
@@ -168,7 +184,14 @@ impl Problem {
             plan(device.stream(), args).unwrap();
         }
         let mut layer = || {
-            let mut out = Tensor::zeros(device, self.out_dtype, &[n, self.row()]).unwrap();
+            let mut floats = Tensor::zeros(device, self.out_dtype, &[n, self.row()]).unwrap();
+            let (quantize, out) = match &mut rounded {
+                Some(rounded) => {
+                    let (quantize, out) = rounded.lend();
+                    (Some(quantize), out)
+                }
+                None => (None, floats.view_mut().unwrap()),
+            };
             let args = PagedAttention {
                 q: q.view(),
                 layout: self.layout,
@@ -180,7 +203,8 @@ impl Problem {
                 block_tables: block_tables.view(),
                 scale: self.scale,
                 work: lent.as_mut().map(Lent::work),
-                out: out.view_mut().unwrap(),
+                quantize,
+                out,
             };
             match isa {
                 Some(isa) => {
@@ -189,14 +213,15 @@ impl Problem {
                 }
                 None => paged_attention(device.stream(), args).unwrap(),
             }
-            load(&out)
+            load(rounded.as_ref().map_or(&floats, |rounded| &rounded.out))
         };
         let out = layer();
         if device.is_cuda() {
             // All layers of a step work by one list, and get the same bits from the same operands.
             assert_bitwise_equal(&layer(), &out);
             let counters = lent.unwrap().counters.to_vec::<i32>().unwrap();
-            assert!(counters.iter().all(|&counter| counter == 0));
+            let left: Vec<_> = counters.iter().enumerate().filter(|&(_, &counter)| counter != 0).collect();
+            assert!(left.is_empty(), "counters that are not back at 0: {left:?}");
         }
         out
     }
@@ -243,5 +268,11 @@ impl Problem {
         // more.
         let atol = if device.is_cuda() { 1.0 / 256.0 + 2e-5 } else { 2e-5 } * self.kv_scales.v.max(1.0);
         assert_close_at(&got, &expected, &[expected.len() / self.row(), self.row()], atol, rtol);
+        // Roundings have no direction, and so add up to little; an error of one would not.
+        let (error, size) = got.iter().zip(&expected).fold((0.0, 0.0), |(error, size), (&a, &b)| {
+            (error + f64::from(a - b).powi(2), size + f64::from(b).powi(2))
+        });
+        let relative = (error / size.max(f64::MIN_POSITIVE)).sqrt();
+        assert!(relative <= if self.out_dtype == DType::BF16 { 3e-3 } else { 1e-5 }, "off by {relative}");
     }
 }

@@ -4,7 +4,7 @@ use foveal_device::{DType, Device, Tensor};
 
 use super::super::{PagedAttention, Plan, paged_attention, plan};
 use super::problem::{Kind, Lent, Problem, kind};
-use crate::testing::{blamed, device_tests, gpu, load, tensor, values as numbers};
+use crate::testing::{Scheme, blamed, device_tests, gpu, load, tensor, values as numbers};
 use crate::{KvLayout, KvScales, OpError};
 
 device_tests!(cpu: [
@@ -23,6 +23,8 @@ struct Operands {
     cu_seqlens: Vec<i32>,
     context_lens: Vec<i32>,
     block_tables: (Vec<i32>, Vec<usize>),
+    /// And how many scales there are, for one that asks for them.
+    quantize: Option<(Scheme, usize)>,
     out: (DType, Vec<usize>),
     has_work: bool,
 }
@@ -38,6 +40,7 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
         cu_seqlens: vec![0, 2, 4],
         context_lens: vec![40, 2],
         block_tables: (vec![2, 0, 1, -1], vec![2, 2]),
+        quantize: None,
         out: (kind(device).out, vec![4, 32]),
         has_work: true,
     };
@@ -46,6 +49,7 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
     let zeros = |(dtype, dims): &(DType, Vec<usize>)| Tensor::zeros(device, *dtype, dims).unwrap();
     let ints = |values: &[i32], dims: &[usize]| Tensor::from_slice(device, values, dims).unwrap();
     let (q, k_cache, v_cache, mut out) = (zeros(&o.q), zeros(&o.k_cache), zeros(&o.v_cache), zeros(&o.out));
+    let mut scales = o.quantize.map(|(scheme, num)| (scheme, tensor(device, &vec![0.0_f32; num], &[num])));
     let cu_seqlens = ints(&o.cu_seqlens, &[o.cu_seqlens.len()]);
     let context_lens = ints(&o.context_lens, &[o.context_lens.len()]);
     let block_tables = ints(&o.block_tables.0, &o.block_tables.1);
@@ -60,6 +64,7 @@ fn refusal(device: &Device, spoil: impl FnOnce(&mut Operands)) -> Result<(), OpE
         block_tables: block_tables.view(),
         scale: 1.0,
         work: lent.as_mut().map(Lent::work),
+        quantize: scales.as_mut().map(|(scheme, scales)| scheme.quantize(scales)),
         out: out.view_mut().unwrap(),
     };
     paged_attention(device.stream(), args)
@@ -90,6 +95,14 @@ fn misfits_are_refused_by_name(device: &Device) {
         (o.k_cache.0, o.v_cache.0) = (DType::U8, DType::U8);
     };
     assert_eq!(blamed(refusal(&bytes)), "k_cache");
+    // A row's heads come one by one, and a head of 8 elements is no group.
+    let rounded = |o: &mut Operands, scheme, num_scales| {
+        (o.quantize, o.out.0) = (Some((scheme, num_scales)), DType::F8E4M3);
+    };
+    assert_eq!(blamed(refusal(&|o| rounded(o, Scheme::PerRow, 4))), "quantize");
+    assert_eq!(blamed(refusal(&|o| rounded(o, Scheme::PerGroup, 4))), "quantize");
+    assert_eq!(blamed(refusal(&|o| o.out.0 = DType::F8E4M3)), "out");
+    assert_eq!(blamed(refusal(&|o| o.quantize = Some((Scheme::Fixed, 0)))), "out");
 }
 
 fn values_out_of_range_are_refused_with_their_place(device: &Device) {
@@ -147,7 +160,7 @@ fn cuda_keeps_within_bounds_whatever_the_lengths() {
     for cu_seqlens in [[0, -5, 1 << 30], [0, i32::MAX, i32::MIN], [70, 20, 90], [0, 50, 1000]] {
         for context_lens in [[100, 100], [0, -1], [i32::MAX, i32::MIN], [5000, 3]] {
             for tables in [[0, 1, 2, 3, 3, 2, 1, 0], [-1, 4, 5, i32::MAX, i32::MIN, 1 << 20, -7, 9]] {
-                problem.attend(&device, q, [&cu_seqlens, &context_lens, &tables], None);
+                problem.attend(&device, q, [&cu_seqlens, &context_lens, &tables], None, None);
             }
         }
     }
@@ -183,6 +196,7 @@ fn cuda_keeps_within_bounds_whatever_the_list() {
             block_tables: block_tables.view(),
             scale: 1.0,
             work: Some(lent.work()),
+            quantize: None,
             out: out.view_mut().unwrap(),
         };
         paged_attention(device.stream(), args).unwrap();
