@@ -27,7 +27,7 @@ pub(super) fn embedding(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
     let mut outs = bench.rotation(&[n, HIDDEN])?;
     bench.time(op, &shape, Cost::of_bytes(2 * n * HIDDEN * BF16 + 4 * n), |i| {
         let (input_ids, out) = (ids.view(i)?, outs.view_mut(i)?);
-        Ok(embed(&stream, Embed { table: table.view(), input_ids, image: None, out })?)
+        Ok(embed(&stream, Embed { table: table.view(), input_ids, sampled: None, image: None, out })?)
     })
 }
 

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counters {
     /// Tensors and page-locked blocks that were allocated.
     pub allocations: u64,
+    /// Times that a GPU's memory was given back.
+    pub frees: u64,
     /// Times that the host waited for a whole stream.
     pub synchronises: u64,
     /// Times that the host waited for one event.
@@ -39,6 +41,8 @@ impl Counter {
 }
 
 pub(crate) static ALLOCATIONS: Counter = Counter::new();
+/// Of GPUs' memory, which a recorded graph may read.
+pub(crate) static FREES: Counter = Counter::new();
 pub(crate) static SYNCHRONISES: Counter = Counter::new();
 pub(crate) static EVENT_WAITS: Counter = Counter::new();
 pub(crate) static PAGEABLE_COPIES: Counter = Counter::new();
@@ -50,6 +54,7 @@ pub(crate) static LAUNCHES: Counter = Counter::new();
 pub fn counters() -> Counters {
     Counters {
         allocations: ALLOCATIONS.get(),
+        frees: FREES.get(),
         synchronises: SYNCHRONISES.get(),
         event_waits: EVENT_WAITS.get(),
         pageable_copies: PAGEABLE_COPIES.get(),

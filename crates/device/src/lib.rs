@@ -57,6 +57,6 @@ pub use nvrtc::{Compiled, KernelResources, compile};
 pub use probe::{CubinProbe, GpuProbe, Probe, Problem, probe};
 pub use readback::{Readback, ReadbackBytes};
 pub use shape::{MAX_RANK, Shape};
-pub use step_block::{BlockSlot, StepBlock};
+pub use step_block::{BlockLayout, BlockSlot, StepBlock};
 pub use tensor::Tensor;
 pub use view::{View, ViewMut};

@@ -53,8 +53,26 @@ pub(crate) struct BatchViews<'a> {
     pub(crate) cu_seqlens: View<'a>,
     pub(crate) context_lens: View<'a>,
     pub(crate) block_tables: View<'a>,
-    pub(crate) logit_rows: View<'a>,
     pub(crate) image: Option<ImageViews<'a>>,
+    /// Tokens that ids below 0 stand for; see [`foveal_kernels::embedding::Embed`].
+    pub(crate) sampled: Option<View<'a>>,
+}
+
+/// The rows whose logits are wanted, as the operators take them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptViews<'a> {
+    /// `[r]`
+    pub(crate) rows: View<'a>,
+    /// What is added to the hidden states after layer l: the levels, and `[r]` their rows.
+    pub(crate) deepstack: Option<(&'a [View<'a>], View<'a>)>,
+}
+
+impl<'a> KeptViews<'a> {
+    /// As [`ImageViews::deepstack_rows`].
+    pub(crate) fn deepstack_rows(&self, layer: usize) -> Option<RowAdd<'a>> {
+        let (levels, index) = self.deepstack?;
+        levels.get(layer).map(|&rows| RowAdd { rows, index })
+    }
 }
 
 /// Picture rows as the operators take them.
@@ -63,8 +81,6 @@ pub(crate) struct ImageViews<'a> {
     pub(crate) embeds: View<'a>,
     /// `[n]`
     pub(crate) index: View<'a>,
-    /// `[r]`: the entries of `index` that belong to the rows whose logits are wanted.
-    pub(crate) kept_index: View<'a>,
     pub(crate) deepstack: &'a [View<'a>],
 }
 
@@ -72,11 +88,6 @@ impl<'a> ImageViews<'a> {
     /// What is added to the hidden states after `layer`.
     pub(crate) fn deepstack_rows(&self, layer: usize) -> Option<RowAdd<'a>> {
         self.deepstack.get(layer).map(|&rows| RowAdd { rows, index: self.index })
-    }
-
-    /// As [`ImageViews::deepstack_rows`] when only the rows whose logits are wanted are left.
-    pub(crate) fn kept_deepstack_rows(&self, layer: usize) -> Option<RowAdd<'a>> {
-        self.deepstack.get(layer).map(|&rows| RowAdd { rows, index: self.kept_index })
     }
 }
 

@@ -6,13 +6,12 @@ use foveal_kernels::KvLayout;
 use foveal_kernels::embedding::{Embed, RowReplace, embed};
 
 use crate::attention::Step;
-use crate::batch::BatchBounds;
-use crate::kv_cache::PagedLayer;
+use crate::batch::{BatchBounds, BatchViews, KeptViews};
 use crate::layer::{DecoderLayer, Delta, ResidualNorm};
 use crate::projection::Projection;
 use crate::rope::RopeTables;
 use crate::weights::DecoderWeights;
-use crate::{Batch, BatchLimits, DecoderSettings, KvCache, LlmError, Quantization, Workspace};
+use crate::{Batch, BatchLimits, DecoderSettings, ImageTables, KvCache, LlmError, Quantization, StepShape, Workspace};
 
 /// The decoder of a Qwen vision-language model, of whichever family its settings say. Holds weights and tables only:
 /// the state of sequences is in a [`KvCache`], that of a step in a [`Workspace`].
@@ -136,25 +135,99 @@ impl Decoder {
         cache: &mut KvCache,
         workspace: &'w mut Workspace,
     ) -> Result<View<'w>, LlmError> {
-        workspace.check(&self.settings, self.weights.fp8_inputs())?;
-        batch.check(BatchBounds {
-            settings: &self.settings,
-            max_positions: self.max_model_len,
-            cache,
-            limits: workspace.limits(),
-        })?;
+        self.check(batch, cache, workspace, 0)?;
+        let num_kept = batch.logit_rows.len();
         if batch.num_tokens() > 0 {
             let mut inputs = std::mem::take(&mut workspace.inputs);
-            let run = inputs.bring(stream, batch).and_then(|batch| {
-                let (settings, rope) = (&self.settings, &self.rope);
-                let step = Step { stream, settings, rope, layout: cache.layout(), batch };
+            let run = inputs.bring(stream, batch).and_then(|(rows, kept)| {
+                let step = self.step(stream, cache, rows);
                 // Inside of the stream's threads for the whole step: entering them costs more than a small operator does.
-                stream.install(|| self.run_layers(&step, cache, workspace))
+                stream.install(|| {
+                    self.run_rows(&step, num_kept > 0, cache, workspace)?;
+                    if num_kept > 0 { self.run_kept(stream, &kept, workspace) } else { Ok(()) }
+                })
             });
             workspace.inputs = inputs;
             run?;
         }
-        Ok(workspace.logits.rows(0..batch.logit_rows.len())?)
+        Ok(workspace.logits.rows(0..num_kept)?)
+    }
+
+    /// Sends a batch to the GPU, padded to `shape`, for [`Decoder::launch_rows`] and [`Decoder::launch_logits`]. Ids below 0
+    /// stand for tokens that the device has sampled, `-1 - r` for number r of `num_sampled`.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`], and [`LlmError::TooMany`] for a batch beyond its shape.
+    pub fn load_batch(
+        &self,
+        stream: &Stream,
+        (batch, num_sampled): (&Batch<'_>, usize),
+        shape: StepShape,
+        cache: &KvCache,
+        workspace: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        self.check(batch, cache, workspace, num_sampled)?;
+        workspace.inputs.load(stream, batch, shape)
+    }
+
+    /// The first part of a step on a GPU, of whichever batch was loaded last for the shape: all rows up to the attention of the
+    /// last layer. Reads the host's memory nowhere, so that it can be recorded; launches depend on the shape alone.
+    ///
+    /// `sampled`: `[s]` i32, what ids below 0 stand for.
+    ///
+    /// # Errors
+    /// [`LlmError::WorkspaceMismatch`], [`LlmError::CacheMismatch`], [`LlmError::Device`] without a GPU, or of an operator.
+    pub fn launch_rows(
+        &self,
+        stream: &Stream,
+        shape: StepShape,
+        (images, sampled): (Option<ImageTables<'_>>, Option<View<'_>>),
+        cache: &mut KvCache,
+        workspace: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        workspace.check(&self.settings, self.weights.fp8_inputs())?;
+        cache.check(&self.settings)?;
+        workspace.with_inputs(|inputs, workspace| {
+            let step = self.step(stream, cache, inputs.rows(shape, images, sampled)?);
+            self.run_rows(&step, true, cache, workspace)
+        })
+    }
+
+    /// The second part: logits of the first `logit_rows` of the rows that the batch wants them of, which [`Workspace::logits`]
+    /// gives. `deepstack` as for the first part, for a shape that has pictures.
+    ///
+    /// # Errors
+    /// As [`Decoder::launch_rows`], and [`LlmError::TooMany`] for more rows than the workspace takes.
+    pub fn launch_logits(
+        &self,
+        stream: &Stream,
+        logit_rows: usize,
+        deepstack: Option<&[View<'_>]>,
+        workspace: &mut Workspace,
+    ) -> Result<(), LlmError> {
+        workspace.check(&self.settings, self.weights.fp8_inputs())?;
+        let max = workspace.limits().max_logit_rows;
+        if logit_rows > max {
+            return Err(LlmError::TooMany { what: "rows that want logits", got: logit_rows, max });
+        }
+        workspace
+            .with_inputs(|inputs, workspace| self.run_kept(stream, &inputs.kept(logit_rows, deepstack)?, workspace))
+    }
+
+    fn check(
+        &self,
+        batch: &Batch<'_>,
+        cache: &KvCache,
+        workspace: &Workspace,
+        num_sampled: usize,
+    ) -> Result<(), LlmError> {
+        workspace.check(&self.settings, self.weights.fp8_inputs())?;
+        let (settings, max_positions, limits) = (&self.settings, self.max_model_len, workspace.limits());
+        batch.check(BatchBounds { settings, max_positions, cache, limits, num_sampled })
+    }
+
+    fn step<'a>(&'a self, stream: &'a Stream, cache: &KvCache, batch: BatchViews<'a>) -> Step<'a> {
+        Step { stream, settings: &self.settings, rope: &self.rope, layout: cache.layout(), batch }
     }
 
     /// Token and picture embeddings, normalised for the first layer.
@@ -163,13 +236,21 @@ impl Decoder {
         let image = step.batch.image.map(|image| RowReplace { rows: image.embeds, index: image.index });
         let table = self.weights.embed_tokens.view();
         let out = ws.hidden.residual.rows_mut(0..n)?;
-        embed(step.stream, Embed { table, input_ids: step.batch.input_ids, image, out })?;
+        let BatchViews { input_ids, sampled, .. } = step.batch;
+        embed(step.stream, Embed { table, input_ids, sampled, image, out })?;
         let Some(first) = self.weights.layers.first() else { return Ok(()) };
         let form = first.attention.qkv_proj.input_form();
         self.norm(&first.input_layernorm).forward(step.stream, n, None, form, &mut ws.hidden)
     }
 
-    fn run_layers(&self, step: &Step<'_>, cache: &mut KvCache, ws: &mut Workspace) -> Result<(), LlmError> {
+    /// All rows up to the attention of the last layer, or, unless some are `kept`, to its keys and values.
+    fn run_rows(
+        &self,
+        step: &Step<'_>,
+        is_kept: bool,
+        cache: &mut KvCache,
+        ws: &mut Workspace,
+    ) -> Result<(), LlmError> {
         self.embed(step, ws)?;
         if let Some(work) = &mut ws.attention_work {
             work.plan(step)?;
@@ -189,35 +270,25 @@ impl Decoder {
             let form = next.attention.qkv_proj.input_form();
             self.norm(&next.input_layernorm).forward(step.stream, n, Some(delta), form, &mut ws.hidden)?;
         }
-        match layers.last().zip(caches.next()) {
-            Some((layer, cache)) => self.run_last_layer(step, (layer, cache), ws),
-            None => Ok(()),
-        }
+        let Some((layer, cache)) = layers.last().zip(caches.next()) else { return Ok(()) };
+        layer.attention.store(step, cache, ws)?;
+        if is_kept { layer.attention.attend_unrounded(step, cache, ws) } else { Ok(()) }
     }
 
     /// Beyond its attention, the last layer concerns only the rows whose logits are wanted; the others have left their
     /// keys and values behind and are done.
-    fn run_last_layer(
-        &self,
-        step: &Step<'_>,
-        (layer, cache): (&DecoderLayer, &mut PagedLayer),
-        ws: &mut Workspace,
-    ) -> Result<(), LlmError> {
-        layer.attention.store(step, cache, ws)?;
-        let kept = step.batch.logit_rows.shape().num_elements();
-        if kept == 0 {
-            return Ok(());
-        }
-        layer.attention.attend_unrounded(step, cache, ws)?;
-        ws.keep_rows(step.stream, step.num_rows(), step.batch.logit_rows)?;
-        ws.attn.round(step.stream, kept, layer.attention.o_proj.input_form())?;
-        self.finish_layer(step.stream, layer, kept, ws)?;
-        let last = self.weights.layers.len() - 1;
-        let deepstack = step.batch.image.and_then(|image| image.kept_deepstack_rows(last));
-        let delta = Delta { scales: layer.mlp.down_proj.output_scales(&ws.inner, kept)?, deepstack };
-        let form = self.weights.lm_head.input_form();
-        self.norm(&self.weights.norm).forward(step.stream, kept, Some(delta), form, &mut ws.hidden)?;
-        self.weights.lm_head.forward(step.stream, kept, &ws.hidden.normed, &mut ws.logits)
+    fn run_kept(&self, stream: &Stream, kept: &KeptViews<'_>, ws: &mut Workspace) -> Result<(), LlmError> {
+        let Some(layer) = self.weights.layers.last() else { return Ok(()) };
+        let (n, last) = (kept.rows.shape().num_elements(), self.weights.layers.len() - 1);
+        ws.with_kept_rows(stream, kept.rows, |ws| {
+            ws.attn.round(stream, n, layer.attention.o_proj.input_form())?;
+            self.finish_layer(stream, layer, n, ws)?;
+            let scales = layer.mlp.down_proj.output_scales(&ws.inner, n)?;
+            let delta = Delta { scales, deepstack: kept.deepstack_rows(last) };
+            let form = self.weights.lm_head.input_form();
+            self.norm(&self.weights.norm).forward(stream, n, Some(delta), form, &mut ws.hidden)?;
+            self.weights.lm_head.forward(stream, n, &ws.hidden.normed, &mut ws.logits)
+        })
     }
 
     /// From the attention's output to the MLP's, for the first `n` rows.

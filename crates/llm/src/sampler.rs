@@ -48,8 +48,24 @@ pub struct Sampler {
     top_logprobs: Tensor,
     /// Made when the first sequence with penalties comes, then kept.
     penalties: Option<PenaltyBuffers>,
-    readback: Readback,
+    /// Those that no step is using.
+    readbacks: Vec<Readback>,
+    readback_bytes: usize,
     num_failed_rows: u64,
+}
+
+/// Tokens that the device is choosing, on their way to the host; see [`Sampler::begin`].
+pub struct PendingTokens {
+    readback: Readback,
+    rows: Vec<PendingRow>,
+    /// Best tokens of each row.
+    k: usize,
+}
+
+/// What is to be told of a row.
+struct PendingRow {
+    step: u64,
+    num_top: usize,
 }
 
 /// Bytes that a result's beginning may be moved by in the host's block.
@@ -70,6 +86,7 @@ impl Sampler {
         let top = [max_rows.saturating_mul(SamplingParams::MAX_LOGPROBS)];
         // One token and its log-probability per row, and as much for each of the best.
         let results = max_rows.saturating_mul(8 * (1 + SamplingParams::MAX_LOGPROBS));
+        let readback_bytes = results.saturating_add(READBACK_PADDING);
         let mut workspace = LentBytes::new(device);
         workspace.lend(workspace_bytes(max_rows, vocab_size, max_rows.saturating_mul(EXPECTED_BANS)))?;
         Ok(Self {
@@ -83,7 +100,8 @@ impl Sampler {
             top_ids: Tensor::zeros(device, DType::I32, &top)?,
             top_logprobs: Tensor::zeros(device, DType::F32, &top)?,
             penalties: None,
-            readback: Readback::new(device, results.saturating_add(READBACK_PADDING))?,
+            readbacks: vec![Readback::new(device, readback_bytes)?],
+            readback_bytes,
             num_failed_rows: 0,
         })
     }
@@ -95,8 +113,7 @@ impl Sampler {
     }
 
     /// Chooses one token per row of `logits` (`[r, vocab_size]` f32, as [`crate::Decoder::forward`] gives them), row i for
-    /// `states[i]`, and writes it down in that state. A row without a usable logit is an error of that row alone, and its
-    /// state stays as it was.
+    /// `states[i]`, and writes it down in that state. A row without a usable logit is an error of that row alone.
     ///
     /// # Errors
     /// [`LlmError::TooMany`] and [`LlmError::BatchShape`] when rows, states and buffers don't fit, [`LlmError::Device`]
@@ -107,6 +124,31 @@ impl Sampler {
         logits: View<'_>,
         states: &mut [&mut SamplerState],
     ) -> Result<Vec<Result<SampledToken, LlmError>>, LlmError> {
+        if states.is_empty() {
+            return Ok(Vec::new());
+        }
+        let pending = self.begin(stream, logits, states)?;
+        let tokens = self.finish(pending)?;
+        for (token, state) in tokens.iter().zip(states) {
+            if let Ok(token) = token {
+                state.record(token.token_id);
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// The first half of [`Sampler::sample`]: has the device choose, and counts each state's draw. The host waits for nothing;
+    /// the next step can read the tokens from [`Sampler::token_ids`] meanwhile. A state that looks at its last token
+    /// ([`SamplerState::needs_last_token`]) must have it recorded before it comes here again.
+    ///
+    /// # Errors
+    /// As [`Sampler::sample`], but for those of rows.
+    pub fn begin(
+        &mut self,
+        stream: &Stream,
+        logits: View<'_>,
+        states: &mut [&mut SamplerState],
+    ) -> Result<PendingTokens, LlmError> {
         let r = states.len();
         if r > self.max_rows {
             return Err(LlmError::TooMany { what: "rows to sample", got: r, max: self.max_rows });
@@ -115,8 +157,13 @@ impl Sampler {
             let expected = format!("[{r}, {}]", self.vocab_size);
             return Err(LlmError::BatchShape { field: "logits", got: logits.shape().num_elements(), expected });
         }
+        let mut readback = match self.readbacks.pop() {
+            Some(readback) => readback,
+            None => Readback::new(&self.device, self.readback_bytes)?,
+        };
         if r == 0 {
-            return Ok(Vec::new());
+            readback.begin(stream, &[])?;
+            return Ok(PendingTokens { readback, rows: Vec::new(), k: 0 });
         }
         let k = states.iter().map(|state| state.num_top()).max().unwrap_or_default().min(self.vocab_size);
         self.write_penalties(stream, states)?;
@@ -125,7 +172,23 @@ impl Sampler {
             penalties.clear(stream)?;
         }
         result?;
-        self.collect(stream, states, k)
+        let (token_ids, logprobs) = (self.token_ids.rows(0..r)?, self.logprobs.rows(0..r)?);
+        let (top_ids, top_logprobs) = (self.top_ids.rows(0..r * k)?, self.top_logprobs.rows(0..r * k)?);
+        let views = [token_ids, logprobs, top_ids, top_logprobs];
+        let wanted = if k == 0 { 2 } else { views.len() };
+        readback.begin(stream, views.get(..wanted).unwrap_or(&views))?;
+        let rows = states.iter_mut().map(|state| {
+            let row = PendingRow { step: state.num_generated(), num_top: state.num_top().min(k) };
+            state.count_draw();
+            row
+        });
+        Ok(PendingTokens { rows: rows.collect(), readback, k })
+    }
+
+    /// The tokens that the device has chosen last: `[max_rows]` i32, -1 where a row's logits gave none.
+    #[must_use]
+    pub fn token_ids(&self) -> View<'_> {
+        self.token_ids.view()
     }
 
     fn write_penalties(&mut self, stream: &Stream, states: &[&mut SamplerState]) -> Result<(), LlmError> {
@@ -184,36 +247,36 @@ impl Sampler {
         Ok(())
     }
 
-    /// Reads the results and writes the tokens down in their states.
-    fn collect(
-        &mut self,
-        stream: &Stream,
-        states: &mut [&mut SamplerState],
-        k: usize,
-    ) -> Result<Vec<Result<SampledToken, LlmError>>, LlmError> {
-        let r = states.len();
-        let (token_ids, logprobs) = (self.token_ids.rows(0..r)?, self.logprobs.rows(0..r)?);
-        let (top_ids, top_logprobs) = (self.top_ids.rows(0..r * k)?, self.top_logprobs.rows(0..r * k)?);
-        let views = [token_ids, logprobs, top_ids, top_logprobs];
-        let wanted = if k == 0 { 2 } else { views.len() };
-        let results = self.readback.read(stream, views.get(..wanted).unwrap_or(&views))?;
+    /// The second half: waits for the tokens. Whoever has the states records them there.
+    ///
+    /// # Errors
+    /// [`LlmError::Device`]; per row [`LlmError::NoToken`].
+    pub fn finish(&mut self, mut pending: PendingTokens) -> Result<Vec<Result<SampledToken, LlmError>>, LlmError> {
+        let k = pending.k;
+        let results = pending.readback.finish()?;
         let (top_ids, top_logprobs) = (results.slice::<i32>(2)?, results.slice::<f32>(3)?);
         let chosen = results.slice::<i32>(0)?.iter().zip(results.slice::<f32>(1)?);
-        let mut sampled = Vec::with_capacity(r);
-        for (row, ((&token_id, &logprob), state)) in chosen.zip(states).enumerate() {
+        let mut sampled = Vec::with_capacity(pending.rows.len());
+        for (row, ((&token_id, &logprob), of)) in chosen.zip(&pending.rows).enumerate() {
             let Ok(token_id) = u32::try_from(token_id) else {
                 self.num_failed_rows += 1;
-                sampled.push(Err(LlmError::NoToken { row, step: state.num_generated() }));
+                sampled.push(Err(LlmError::NoToken { row, step: of.step }));
                 continue;
             };
-            state.record(token_id);
-            let own = row * k..row * k + state.num_top().min(k);
+            let own = row * k..row * k + of.num_top;
             let ids = top_ids.get(own.clone()).unwrap_or_default().iter();
             let top = ids.zip(top_logprobs.get(own).unwrap_or_default());
             let top = top.map(|(&id, &logprob)| (TokenId(id.cast_unsigned()), logprob)).collect();
             sampled.push(Ok(SampledToken { token_id: TokenId(token_id), logprob, top }));
         }
+        self.readbacks.push(pending.readback);
         Ok(sampled)
+    }
+}
+
+impl fmt::Debug for PendingTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PendingTokens({} rows)", self.rows.len())
     }
 }
 

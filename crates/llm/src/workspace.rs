@@ -134,6 +134,25 @@ impl Workspace {
         work + inputs + activations.iter().map(|tensor| tensor.len_bytes()).sum::<usize>()
     }
 
+    /// The first `num_rows` rows of the logits that were made last, `[num_rows, vocab_size]` f32.
+    ///
+    /// # Errors
+    /// [`LlmError::Device`] for more rows than there are.
+    pub fn logits(&self, num_rows: usize) -> Result<View<'_>, LlmError> {
+        Ok(self.logits.rows(0..num_rows)?)
+    }
+
+    /// Lends the inputs beside the rest.
+    pub(crate) fn with_inputs(
+        &mut self,
+        body: impl FnOnce(&mut StepInputs, &mut Self) -> Result<(), LlmError>,
+    ) -> Result<(), LlmError> {
+        let mut inputs = std::mem::take(&mut self.inputs);
+        let result = body(&mut inputs, self);
+        self.inputs = inputs;
+        result
+    }
+
     /// Refuses a workspace that was made for a decoder of another shape.
     pub(crate) fn check(&self, settings: &DecoderSettings, fp8: Fp8Inputs) -> Result<(), LlmError> {
         let width = |tensor: &Tensor| tensor.shape().row_len();
@@ -146,19 +165,29 @@ impl Workspace {
         if fits { Ok(()) } else { Err(LlmError::WorkspaceMismatch) }
     }
 
-    /// Keeps only the rows `index` of the residual stream and of the attention's output, in that order.
+    /// Runs `body` with only the rows `index` of the residual stream and of the attention's output, in that order.
     ///
     /// `q` and `normed` have done their part by then and are of the same shapes, so each takes the kept rows and changes
-    /// places with its like.
-    pub(crate) fn keep_rows(&mut self, stream: &Stream, num_rows: usize, index: View<'_>) -> Result<(), LlmError> {
+    /// places with its like. Afterwards each is back at its place, which recorded work relies on.
+    pub(crate) fn with_kept_rows(
+        &mut self,
+        stream: &Stream,
+        index: View<'_>,
+        body: impl FnOnce(&mut Self) -> Result<(), LlmError>,
+    ) -> Result<(), LlmError> {
         let kept = index.shape().num_elements();
-        for (from, to) in
-            [(&mut self.hidden.residual, &mut self.hidden.normed.float), (&mut self.attn.float, &mut self.q)]
-        {
-            gather(stream, Gather { x: from.rows(0..num_rows)?, index, out: to.rows_mut(0..kept)? })?;
-            std::mem::swap(from, to);
+        for (x, out) in [(&self.hidden.residual, &mut self.hidden.normed.float), (&self.attn.float, &mut self.q)] {
+            gather(stream, Gather { x: x.view(), index, out: out.rows_mut(0..kept)? })?;
         }
-        Ok(())
+        self.swap_kept_rows();
+        let result = body(self);
+        self.swap_kept_rows();
+        result
+    }
+
+    fn swap_kept_rows(&mut self) {
+        std::mem::swap(&mut self.hidden.residual, &mut self.hidden.normed.float);
+        std::mem::swap(&mut self.attn.float, &mut self.q);
     }
 }
 

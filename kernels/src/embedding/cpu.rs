@@ -9,19 +9,22 @@ use crate::real::{Real, with_real};
 use crate::reals::{FLOATS, Reals, check_indices};
 
 pub(super) fn embed(stream: &Stream, args: Embed<'_>, sizes: Sizes) -> Result<(), OpError> {
-    let Embed { table, input_ids, image, out } = args;
+    let Embed { table, input_ids, sampled, image, out } = args;
     let Sizes { d, vocab_size, num_image_rows, .. } = sizes;
     let table = Reals::new(OP, "table", &table)?;
-    let ids = OP.slice::<i32>(&input_ids)?;
+    let (ids, sampled) =
+        (OP.slice::<i32>(&input_ids)?, sampled.map_or(Ok(&[][..]), |sampled| OP.slice::<i32>(&sampled))?);
+    // `-1 - r` is `!r`.
+    let id_of = |id: i32| usize::try_from(!id).ok().and_then(|r| sampled.get(r)).copied().unwrap_or(id);
     let image = image.map(|image| read_image(&image, num_image_rows)).transpose()?;
-    check_ids(ids, image.map(|(_, index)| index), vocab_size)?;
+    check_ids(ids, id_of, image.map(|(_, index)| index), vocab_size)?;
     let source = |i: usize| {
         if let Some((rows, index)) = image
             && let Some(row) = index.get(i).and_then(|&row| usize::try_from(row).ok())
         {
             return (rows, row);
         }
-        (table, ids.get(i).and_then(|&id| usize::try_from(id).ok()).unwrap_or_default())
+        (table, ids.get(i).and_then(|&id| usize::try_from(id_of(id)).ok()).unwrap_or_default())
     };
     let dtype = out.dtype();
     with_real!(dtype, T => run::<T>(stream, out, d, source), else Err(OP.bad_dtype("out", dtype, FLOATS)))
@@ -34,14 +37,17 @@ fn read_image<'a>(image: &RowReplace<'a>, num_image_rows: usize) -> Result<(Real
 }
 
 /// Ids must be in the table unless a picture's row takes their place.
-fn check_ids(ids: &[i32], replaced: Option<&[i32]>, vocab_size: usize) -> Result<(), OpError> {
-    let Some(replaced) = replaced else {
-        return check_indices(OP, "input_ids", ids, 0, vocab_size);
-    };
-    for (i, (id, row)) in ids.iter().zip(replaced).enumerate() {
-        if *row < 0 && usize::try_from(*id).map_or(true, |id| id >= vocab_size) {
+fn check_ids(
+    ids: &[i32],
+    id_of: impl Fn(i32) -> i32,
+    replaced: Option<&[i32]>,
+    vocab_size: usize,
+) -> Result<(), OpError> {
+    for (index, &id) in ids.iter().enumerate() {
+        let is_replaced = replaced.and_then(|rows| rows.get(index)).is_some_and(|&row| row >= 0);
+        if !is_replaced && usize::try_from(id_of(id)).map_or(true, |id| id >= vocab_size) {
             let expected = format!("0 or above and below {vocab_size}");
-            return Err(OpError::Value { op: OP.0, arg: "input_ids", index: i, value: i64::from(*id), expected });
+            return Err(OpError::Value { op: OP.0, arg: "input_ids", index, value: i64::from(id_of(id)), expected });
         }
     }
     Ok(())

@@ -23,8 +23,8 @@ pub(super) fn embed(stream: &CudaStream, args: &Embed<'_>, sizes: Sizes) -> Resu
 }
 
 fn launch(stream: &CudaStream, args: &Embed<'_>, sizes: Sizes) -> Result<(), DeviceError> {
-    let Embed { table, input_ids, image, out } = args;
-    let Sizes { n, d, vocab_size, num_image_rows } = sizes;
+    let Embed { table, input_ids, sampled, image, out } = args;
+    let Sizes { n, d, vocab_size, num_sampled, num_image_rows } = sizes;
     if d == 0 {
         return Ok(());
     }
@@ -32,8 +32,14 @@ fn launch(stream: &CudaStream, args: &Embed<'_>, sizes: Sizes) -> Result<(), Dev
     let (rows, index) = image.map_or((*table, None), |image| (image.rows, Some(image.index)));
     let pack = pack_len(d, &[Operand::of(table)?, Operand::of(&rows)?, Operand::of_mut(out)?]);
     let mut params = Args::new();
-    params.ptr(table)?.ptr(input_ids)?.ptr(&rows)?.ptr_or_null(index.as_ref())?.ptr_mut(out)?;
-    params.usize_as_i32(d)?.usize_as_i32(vocab_size)?.usize_as_i32(num_image_rows)?;
+    params
+        .ptr(table)?
+        .ptr(input_ids)?
+        .ptr_or_null(sampled.as_ref())?
+        .ptr(&rows)?
+        .ptr_or_null(index.as_ref())?
+        .ptr_mut(out)?;
+    params.usize_as_i32(d)?.usize_as_i32(vocab_size)?.usize_as_i32(num_sampled)?.usize_as_i32(num_image_rows)?;
     let launch = Launch::new([blocks(n, 1)?, 1, 1], [row_threads(d / pack), 1, 1]);
     let spec = spec([table.dtype(), rows.dtype(), out.dtype()], pack);
     // SAFETY: `Embed::check` has found every operand of the size that `sizes` says, the parameters are the kernel's, and

@@ -1,5 +1,5 @@
-// out[i] = image[image_index[i]] where that index is one of a row of `image`, else table[input_ids[i]]; zeros where
-// neither exists.
+// out[i] = image[image_index[i]] where that index is one of a row of `image`, else table[id]; zeros where neither exists. id is
+// input_ids[i] or, below 0, sampled[-1 - input_ids[i]].
 //
 // A block takes a row, its threads packs of VEC elements.
 // Grid: [n], blocks of 32 to 256. No shared memory.
@@ -21,13 +21,15 @@ template <typename T> __device__ __forceinline__ void copy_row(const T* from, OU
 }
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-    embed(const TABLE_T* __restrict__ table, const i32_t* __restrict__ input_ids, const IMAGE_T* __restrict__ image,
-          const i32_t* __restrict__ image_index, OUT_T* __restrict__ out, int d, int vocab_size, int num_image_rows) {
+    embed(const TABLE_T* __restrict__ table, const i32_t* __restrict__ input_ids, const i32_t* __restrict__ sampled,
+          const IMAGE_T* __restrict__ image, const i32_t* __restrict__ image_index, OUT_T* __restrict__ out, int d,
+          int vocab_size, int num_sampled, int num_image_rows) {
     const u32_t i = blockIdx.x;
     OUT_T* to = out + (u64_t)i * d;
     // Both at once: a token's id is only not looked at where a picture's row replaces it.
-    const int id = input_ids[i];
+    int id = input_ids[i];
     const int row = image_index == nullptr ? -1 : image_index[i];
+    if (id < 0 && ~id < num_sampled) id = sampled[~id];
     if (row >= 0 && row < num_image_rows) {
         copy_row(image + (u64_t)row * d, to, d);
     } else if (id >= 0 && id < vocab_size) {

@@ -28,8 +28,10 @@ pub struct RowReplace<'a> {
 pub struct Embed<'a> {
     /// `[vocab_size, d]`
     pub table: View<'a>,
-    /// `[n]` i32.
+    /// `[n]` i32; below 0, id -1 - r stands for `sampled[r]`.
     pub input_ids: View<'a>,
+    /// `[s]` i32: tokens that the device has chosen and the host need not know yet.
+    pub sampled: Option<View<'a>>,
     /// Picture embeddings; `None` for text alone.
     pub image: Option<RowReplace<'a>>,
     /// `[n, d]`
@@ -42,6 +44,7 @@ struct Sizes {
     n: usize,
     d: usize,
     vocab_size: usize,
+    num_sampled: usize,
     /// Rows of `image.rows`; 0 without it.
     num_image_rows: usize,
 }
@@ -55,25 +58,33 @@ impl Embed<'_> {
         OP.dtype("input_ids", self.input_ids.dtype(), DType::I32, "i32")?;
         OP.shape("out", self.out.shape(), &[n, d])?;
         OP.float("out", self.out.dtype())?;
+        let num_sampled = match &self.sampled {
+            Some(sampled) => {
+                OP.dtype("sampled", sampled.dtype(), DType::I32, "i32")?;
+                OP.rank::<1>("sampled", sampled.shape())?[0]
+            }
+            None => 0,
+        };
         let Some(image) = &self.image else {
-            return Ok(Sizes { n, d, vocab_size, num_image_rows: 0 });
+            return Ok(Sizes { n, d, vocab_size, num_sampled, num_image_rows: 0 });
         };
         let [num_image_rows, _] = OP.rank("image.rows", image.rows.shape())?;
         OP.shape("image.rows", image.rows.shape(), &[num_image_rows, d])?;
         OP.float("image.rows", image.rows.dtype())?;
         OP.shape("image.index", image.index.shape(), &[n])?;
         OP.dtype("image.index", image.index.dtype(), DType::I32, "i32")?;
-        Ok(Sizes { n, d, vocab_size, num_image_rows })
+        Ok(Sizes { n, d, vocab_size, num_sampled, num_image_rows })
     }
 }
 
 /// The first hidden states: rows of the embedding table, and of the pictures where their placeholders stand.
 ///
 /// # Equation
-/// `out[i] = image.rows[image.index[i]]` where that index is not -1, else `table[input_ids[i]]`.
+/// `out[i] = image.rows[image.index[i]]` where that index is not -1, else `table[id]`, where `id` is `input_ids[i]` or, if that
+/// is below 0, `sampled[-1 - input_ids[i]]`.
 ///
 /// # Shapes
-/// `table`: `[vocab_size, d]`; `input_ids`, `image.index`: `[n]`; `image.rows`: `[r, d]`; `out`: `[n, d]`.
+/// `table`: `[vocab_size, d]`; `input_ids`, `image.index`: `[n]`; `sampled`: `[s]`; `image.rows`: `[r, d]`; `out`: `[n, d]`.
 ///
 /// # Dtypes and layout
 /// Row-major and contiguous. Ids and indices are i32; `table`, `image.rows` and `out` are f32, bf16 or f16, each of its

@@ -8,6 +8,7 @@ use crate::testing::{ACTIVATIONS, blamed, device_tests, load, random, store, ten
 device_tests!(
     every_row_is_its_source,
     a_placeholder_id_is_not_looked_up,
+    sampled_tokens_are_looked_up_where_they_lie,
     misfits_are_named,
     what_is_outside_is_refused_or_zeros,
 );
@@ -27,6 +28,7 @@ fn run(
         Embed {
             table: table.view(),
             input_ids: ids.view(),
+            sampled: None,
             image: image.map(|((rows, _), index)| RowReplace { rows: rows.view(), index: index.view() }),
             out: out.view_mut().unwrap(),
         },
@@ -53,6 +55,27 @@ fn every_row_is_its_source(device: &Device) {
                 // Rounded once to the output's type, which `store` does too.
                 assert_bitwise_equal(&load(&out), &load(&store(device, &expected, to, &[n, d])));
             }
+        }
+    }
+}
+
+fn sampled_tokens_are_looked_up_where_they_lie(device: &Device) {
+    let table = random(device, 1, DType::BF16, &[10, 8]);
+    let run = |ids: &[i32], sampled: &[i32]| {
+        let (ids, sampled) = (tensor(device, ids, &[ids.len()]), tensor(device, sampled, &[sampled.len()]));
+        let mut out = zeros(device, DType::BF16, &[ids.shape()[0], 8]);
+        let (input_ids, sampled) = (ids.view(), Some(sampled.view()));
+        let args = Embed { table: table.view(), input_ids, sampled, image: None, out: out.view_mut().unwrap() };
+        embed(device.stream(), args).map(|()| load(&out))
+    };
+    let rows = load(&table);
+    let expected: Vec<f32> = [3, 7, 9, 2].iter().flat_map(|&id| &rows[id * 8..][..8]).copied().collect();
+    assert_bitwise_equal(&run(&[3, -2, -1, -3], &[9, 7, 2]).unwrap(), &expected);
+    // Neither a token beyond the vocabulary nor one that was not sampled.
+    for (ids, sampled) in [([-1], [10]), ([-1], [-1]), ([-2], [3])] {
+        match run(&ids, &sampled) {
+            Ok(row) => assert!(device.is_cuda() && row.iter().all(|&x| x == 0.0)),
+            Err(error) => assert_eq!(blamed(Err(error)), "input_ids"),
         }
     }
 }

@@ -10,7 +10,7 @@ use cudarc::driver::{result, sys};
 use super::context::driver_error;
 use super::{CudaDevice, CudaStream};
 use crate::DeviceError;
-use crate::counters::{ALLOCATIONS, SYNCHRONISES};
+use crate::counters::{ALLOCATIONS, FREES, SYNCHRONISES};
 use crate::view::{DeviceBytes, DeviceBytesMut};
 
 /// Zeroed memory of a GPU, aligned to 256 bytes.
@@ -65,6 +65,7 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.ptr != 0 && self.device.bind().is_ok() {
+            FREES.add_one();
             // SAFETY: allocated in `zeroed`, freed once. The driver waits for the work of all streams before it frees.
             let _ = unsafe { result::free_sync(self.ptr) };
         }

@@ -13,6 +13,8 @@ pub(crate) struct BatchBounds<'a> {
     pub(crate) max_positions: usize,
     pub(crate) cache: &'a KvCache,
     pub(crate) limits: BatchLimits,
+    /// Tokens that ids below 0 may stand for.
+    pub(crate) num_sampled: usize,
 }
 
 /// `got` elements where `expected` are needed.
@@ -95,7 +97,8 @@ impl Batch<'_> {
     fn check_sequence(&self, bounds: BatchBounds<'_>, rows: &Rows) -> Result<(), LlmError> {
         let n = self.num_tokens();
         let max_positions = bounds.max_positions as i64;
-        rows.within("input_ids", self.input_ids, 0, 0..bounds.settings.vocab_size as i64)?;
+        let ids = -(bounds.num_sampled as i64)..bounds.settings.vocab_size as i64;
+        rows.within("input_ids", self.input_ids, 0, ids)?;
         for (axis, field) in ["positions (t)", "positions (h)", "positions (w)"].into_iter().enumerate() {
             rows.within(field, self.positions, axis * n, 0..max_positions)?;
         }

@@ -69,7 +69,7 @@ impl SamplerState {
         })
     }
 
-    /// Tokens chosen so far.
+    /// Tokens chosen so far, those included that the device is choosing.
     #[must_use]
     pub fn num_generated(&self) -> u64 {
         self.row.draw
@@ -97,11 +97,21 @@ impl SamplerState {
         self.seen.as_ref()
     }
 
-    /// Writes down the token that was chosen.
-    pub(super) fn record(&mut self, token_id: u32) {
+    /// Whether the next token depends on which the last one was, by penalties.
+    #[must_use]
+    pub fn needs_last_token(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// Counts a token that is being chosen.
+    pub(super) fn count_draw(&mut self) {
         self.row.draw += 1;
+    }
+
+    /// Writes down the token that [`super::Sampler::finish`] gave.
+    pub fn record(&mut self, token: TokenId) {
         if let Some(seen) = &mut self.seen {
-            *seen.output.entry(token_id).or_default() += 1;
+            *seen.output.entry(token.0).or_default() += 1;
         }
     }
 }
