@@ -203,6 +203,19 @@ __device__ __forceinline__ void widen_f8x4(u32_t x, u32_t& low, u32_t& high) {
 #endif
 }
 
+// ---- programmatic dependent launch: the next kernel's blocks may already stand by while this one ends ----
+
+__device__ __forceinline__ void let_the_next_kernel_stand_by() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_the_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- packs: N elements of one type as they lie in memory, moved in pieces of at most 16 bytes, used as float32 ----
 
 template <typename T, int N> struct Pack {

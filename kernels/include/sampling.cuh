@@ -42,19 +42,6 @@ struct alignas(16) RowParams {
     u32_t unused[2];
 };
 
-// ---- programmatic dependent launch: the next kernel's blocks may already stand by while this one ends ----
-
-__device__ __forceinline__ void let_the_next_kernel_stand_by() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_the_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // ---- values as whole numbers ----
 
 // A number whose order is the value's; -0 and 0 are equal, every NaN is the largest.

@@ -155,9 +155,12 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     common_params(&mut params, args, work, sizes)?;
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
+    // Beside the kernel for chunks, which has waited for whatever wrote the operands.
+    let launch = if by_hopper { launch.dependent() } else { launch };
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
     // counters and partial results for every slot; the kernel bounds rows by n, pages by their table and blocks by the
-    // cache, and passes over an item of the list that doesn't keep within these sizes.
+    // cache, and passes over an item of the list that doesn't keep within these sizes. Beside the kernel for chunks it writes
+    // other rows, slots and counters than that one, and ends after it.
     unsafe { stream.launch(&spec(tiles, layout.page, !by_hopper), launch, &mut params) }
 }
 

@@ -477,7 +477,11 @@ extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
     if (turn.is_counted && threadIdx.x == 0) {
         __threadfence();
         if (atomicAdd(counters + NUM_DONE, 1) == gridDim.x - 1) {
-            counters[TAKEN_PREFILL] = counters[TAKEN_DECODE] = counters[NUM_DONE] = 0;
+            // prefill_sm90.cu, which sets its own back, may still run.
+            if (TAKES_PREFILL) counters[TAKEN_PREFILL] = 0;
+            counters[TAKEN_DECODE] = counters[NUM_DONE] = 0;
         }
     }
+    // Whoever follows this kernel follows that one too.
+    if (!TAKES_PREFILL) wait_for_the_kernel_before();
 }

@@ -700,6 +700,8 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
                             u32_t flip) {
     extern __shared__ __align__(1024) u8_t unaligned[];
     __shared__ Places places;
+    // The other queue's kernel reads nothing that this one writes: it takes multiprocessors as they become free.
+    let_the_next_kernel_stand_by();
     Operands o = {};
     o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials;
     o.out = {out, {out_scales, out_factor, out_stride}, out_form};
