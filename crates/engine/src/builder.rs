@@ -43,10 +43,9 @@ impl EngineBuilder {
     /// What `max_num_batched_tokens` is unless it is set: enough rows for weights to be read once for many of them,
     /// few enough for the next look at cancellations to come soon.
     pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
-    /// What `max_num_seqs` is on a GPU unless it is set: beyond it, weights are read for so many rows that more of them
-    /// bring little.
+    /// What `max_num_seqs` is on a GPU unless it is set; vLLM's default.
     pub const DEFAULT_MAX_NUM_SEQS: usize = 256;
-    /// What `max_num_seqs` is on the CPU unless it is set: it computes rows no faster for being many.
+    /// What `max_num_seqs` is on the CPU unless it is set.
     pub const DEFAULT_MAX_NUM_SEQS_CPU: usize = 16;
     /// What `max_patches` is unless it is set: 2048 x 2048 pixels of 16 x 16 patches.
     pub const DEFAULT_MAX_PATCHES: usize = 16_384;

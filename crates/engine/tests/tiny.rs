@@ -228,6 +228,20 @@ fn nan_logits_fail_their_request_alone() {
         assert_eq!(tokens, expected);
         assert_eq!(usage.cached_tokens, 0);
     }
+    // Nor does it harm who runs beside it.
+    let mut bad = golden_prompt("text_hello");
+    bad.input_ids[3] = TokenId(77);
+    let requests = [golden_prompt("text_hello"), bad, golden_prompt("text_hello")];
+    let streams = requests.map(|request| engine.generate(request));
+    let [first, bad, second] = streams.map(|stream| stream.blocking().collect::<Vec<_>>());
+    assert!(bad.iter().any(Result::is_err));
+    for deltas in [first, second] {
+        let tokens = deltas.into_iter().filter_map(|delta| match delta.unwrap() {
+            Delta::Token(token) => Some(token),
+            _ => None,
+        });
+        assert_eq!(tokens.collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]

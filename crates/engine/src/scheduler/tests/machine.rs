@@ -185,8 +185,14 @@ impl Machine {
         let all = || running.iter().chain(waiting).chain(in_flight.ended());
         blocks.check(all().map(|sequence| sequence.block_table.as_slice()));
         encoder.check(all().flat_map(Sequence::held));
+        for planned in self.submitted.iter().flat_map(|work| &work.sequences) {
+            let owner = all().find(|sequence| sequence.id == planned.id).expect("a step in flight holds it");
+            assert!(owner.block_table.starts_with(&planned.block_table), "a step in flight reads and writes its pages");
+        }
         assert!(running.len() <= limits.max_num_seqs);
-        assert!(waiting.iter().all(|sequence| sequence.block_table.is_empty() && sequence.num_in_flight == 0));
+        let holds_nothing =
+            |s: &Sequence| s.block_table.is_empty() && s.num_in_flight == 0 && s.held().next().is_none();
+        assert!(waiting.iter().all(holds_nothing));
         let arrived: Vec<SeqId> = running.iter().chain(waiting).map(|sequence| sequence.id).collect();
         assert!(arrived.is_sorted_by(|a, b| a < b), "whoever arrived first runs: {arrived:?}");
         for sequence in running.iter().filter(|sequence| sequence.num_computed >= sequence.prompt_len()) {
