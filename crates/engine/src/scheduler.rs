@@ -198,10 +198,10 @@ impl Scheduler {
 
     /// Ends a sequence, which is neither waiting nor running any more, without its answer. Nothing of it is found again: it
     /// may be what made it fail.
-    fn fail(&mut self, mut sequence: Sequence, error: Error, plan: &mut StepPlan) {
+    fn fail(&mut self, sequence: Sequence, error: Error, plan: &mut StepPlan) {
         plan.news.push(News::Failed(sequence.id, error));
         self.blocks.withdraw(&sequence.block_table);
-        sequence.discard_pictures(&mut self.encoder);
+        sequence.held().for_each(|hash| self.encoder.condemn(hash));
         self.end(sequence, plan);
     }
 

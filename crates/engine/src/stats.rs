@@ -54,3 +54,60 @@ impl EngineStats {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+    use super::*;
+
+    /// Counters as they are, gauges as the bits of an f64.
+    #[derive(Default)]
+    struct Recorded(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+    impl Recorded {
+        fn value(&self, key: &Key) -> Arc<AtomicU64> {
+            Arc::clone(self.0.lock().unwrap().entry(key.name().to_owned()).or_default())
+        }
+    }
+
+    impl Recorder for Recorded {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(self.value(key))
+        }
+
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(self.value(key))
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn counters_grow_by_what_is_new_and_gauges_are_as_they_are_now() {
+        let first = EngineStats { running: 3, steps: 5, encoder_hits: 1, ..EngineStats::default() };
+        let second = EngineStats { running: 2, steps: 9, ..first };
+        let recorded = Recorded::default();
+        metrics::with_local_recorder(&recorded, || {
+            first.export(&EngineStats::default());
+            second.export(&first);
+        });
+        let values = recorded.0.into_inner().unwrap();
+        let value = |name: &str| values[name].load(Ordering::Relaxed);
+        assert_eq!((value("foveal_steps_total"), value("foveal_encoder_hits_total")), (9, 1));
+        assert_eq!(f64::from_bits(value("foveal_running_sequences")), 2.0);
+        // Whoever reads the struct finds every name there.
+        let docs = include_str!("stats.rs");
+        assert!(values.keys().all(|name| docs.contains(&format!(" `{name}`)"))), "{:?}", values.keys());
+    }
+}

@@ -30,6 +30,8 @@ struct Entry {
     /// Of the arena; of the batch while the entry is in it.
     rows: Range<usize>,
     num_users: usize,
+    /// It may be what made a sequence fail: it goes with its last user.
+    is_condemned: bool,
 }
 
 /// What the step that is being planned encodes.
@@ -66,7 +68,7 @@ impl EncoderCache {
     fn reuse(&mut self, hash: ContentHash) -> bool {
         if let Some(entry) = self.batch.entries.get_mut(&hash) {
             entry.num_users += 1;
-        } else if let Some(entry) = self.entries.get_mut(&hash) {
+        } else if let Some(entry) = self.entries.get_mut(&hash).filter(|entry| !entry.is_condemned) {
             entry.num_users += 1;
             if entry.num_users == 1 && !self.has_room_for(self.batch.num_rows) {
                 // It would stand in the way of what is encoded already in this step.
@@ -91,7 +93,7 @@ impl EncoderCache {
         }
         (self.batch.num_patches, self.batch.num_rows) = (num_patches, rows.end);
         self.batch.images.push(image.clone());
-        self.batch.entries.insert(image.hash, Entry { rows, num_users: 1 });
+        self.batch.entries.insert(image.hash, Entry { rows, num_users: 1, is_condemned: false });
         true
     }
 
@@ -115,8 +117,9 @@ impl EncoderCache {
             debug_assert!(evicted.is_some(), "there was room for {num_rows} rows");
             self.arena.free(evicted?.rows);
         };
-        self.entries.extend(entries.into_iter().map(|(hash, Entry { rows: own, num_users })| {
-            (hash, Entry { rows: rows.start + own.start..rows.start + own.end, num_users })
+        self.entries.extend(entries.into_iter().map(|(hash, mut entry)| {
+            entry.rows = rows.start + entry.rows.start..rows.start + entry.rows.end;
+            (hash, entry)
         }));
         Some(EncodeBatch { images, rows })
     }
@@ -131,18 +134,18 @@ impl EncoderCache {
         let Some(entry) = self.entries.get_mut(&hash) else { return };
         debug_assert!(entry.num_users > 0, "{hash:?} has no users");
         entry.num_users = entry.num_users.saturating_sub(1);
-        if entry.num_users == 0 {
-            self.unused.put(hash, ());
+        match (entry.num_users, entry.is_condemned) {
+            (0, false) => drop(self.unused.put(hash, ())),
+            (0, true) => self.entries.remove(&hash).into_iter().for_each(|entry| self.arena.free(entry.rows)),
+            _ => {}
         }
     }
 
-    /// One user less of a picture whose rows failed: nobody else is to take them.
-    pub(crate) fn discard(&mut self, hash: ContentHash) {
-        self.release(hash);
-        if self.unused.pop(&hash).is_some()
-            && let Some(entry) = self.entries.remove(&hash)
-        {
-            self.arena.free(entry.rows);
+    /// Nobody else is to take the rows of a picture that is in use: they may be bad. It is encoded anew once its users are gone.
+    pub(crate) fn condemn(&mut self, hash: ContentHash) {
+        if let Some(entry) = self.entries.get_mut(&hash) {
+            debug_assert!(entry.num_users > 0, "{hash:?} has no users");
+            entry.is_condemned = true;
         }
     }
 
@@ -253,13 +256,16 @@ mod tests {
     }
 
     #[test]
-    fn failed_rows_are_not_found_once_their_last_user_is_gone() {
+    fn failed_rows_are_not_found_and_go_with_their_last_user() {
         let mut cache = cache();
         assert!(cache.acquire(&small(1)) && cache.acquire(&small(1)));
         cache.finish_step();
-        cache.discard(hash(1));
+        cache.condemn(hash(1));
+        assert!(!cache.acquire(&small(1)), "neither found nor encoded while somebody reads it");
+        assert!(cache.finish_step().is_none());
+        cache.release(hash(1));
         cache.check([hash(1)]);
-        cache.discard(hash(1));
+        cache.release(hash(1));
         assert_eq!((cache.rows_of(hash(1)), cache.num_rows_taken()), (None, 0));
     }
 }

@@ -202,12 +202,6 @@ impl Sequence {
         self.pictures.iter_mut().for_each(|picture| picture.is_held = false);
     }
 
-    /// Gives up all pictures, whose embeddings may be what made the sequence fail.
-    pub(crate) fn discard_pictures(&mut self, encoder: &mut EncoderCache) {
-        self.held().for_each(|hash| encoder.discard(hash));
-        self.pictures.iter_mut().for_each(|picture| picture.is_held = false);
-    }
-
     /// The pictures that it uses.
     pub(crate) fn held(&self) -> impl Iterator<Item = ContentHash> {
         self.pictures.iter().filter(|picture| picture.is_held).map(|picture| picture.hash)

@@ -185,9 +185,14 @@ impl Machine {
         let all = || running.iter().chain(waiting).chain(in_flight.ended());
         blocks.check(all().map(|sequence| sequence.block_table.as_slice()));
         encoder.check(all().flat_map(Sequence::held));
-        for planned in self.submitted.iter().flat_map(|work| &work.sequences) {
-            let owner = all().find(|sequence| sequence.id == planned.id).expect("a step in flight holds it");
-            assert!(owner.block_table.starts_with(&planned.block_table), "a step in flight reads and writes its pages");
+        for work in &self.submitted {
+            for planned in &work.sequences {
+                let owner = all().find(|sequence| sequence.id == planned.id).expect("a step in flight holds it");
+                assert!(owner.block_table.starts_with(&planned.block_table), "a step in flight needs its pages");
+                let held: Vec<_> = owner.held().filter_map(|hash| encoder.rows_of(hash)).collect();
+                let embeds = work.image_embeds[planned.rows.clone()].iter().flatten();
+                embeds.for_each(|row| assert!(held.iter().any(|rows| rows.contains(row)), "row {row} of the arena"));
+            }
         }
         assert!(running.len() <= limits.max_num_seqs);
         let holds_nothing =
