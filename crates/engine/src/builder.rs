@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use foveal_checkpoint::{ModelConfig, WeightSource, prefix};
+use foveal_checkpoint::{ModelConfig, VisionConfig, WeightSource, prefix};
 use foveal_device::{DType, Device};
 use foveal_llm::{BatchLimits, Decoder, DecoderSettings, GenerationDefaults, Quantization, Sampler};
 use foveal_types::{PixelLender, TokenId};
@@ -28,10 +28,13 @@ pub struct EngineBuilder {
     kv_cache_dtype: Option<DType>,
     quantization: Quantization,
     max_num_batched_tokens: usize,
+    max_num_seqs: Option<usize>,
     max_patches: usize,
+    encoder_cache_bytes: usize,
     max_waiting: usize,
     pinned_bytes: usize,
     prefix_caching: bool,
+    run_ahead: bool,
 }
 
 impl EngineBuilder {
@@ -40,8 +43,15 @@ impl EngineBuilder {
     /// What `max_num_batched_tokens` is unless it is set: enough rows for weights to be read once for many of them,
     /// few enough for the next look at cancellations to come soon.
     pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
+    /// What `max_num_seqs` is on a GPU unless it is set; vLLM's default.
+    pub const DEFAULT_MAX_NUM_SEQS: usize = 256;
+    /// What `max_num_seqs` is on the CPU unless it is set.
+    pub const DEFAULT_MAX_NUM_SEQS_CPU: usize = 16;
     /// What `max_patches` is unless it is set: 2048 x 2048 pixels of 16 x 16 patches.
     pub const DEFAULT_MAX_PATCHES: usize = 16_384;
+    /// What `encoder_cache_bytes` is unless it is set: some eight thousand embeddings with three deepstack levels, of 4096
+    /// bf16 values each, or thirty pictures of 512x512.
+    pub const DEFAULT_ENCODER_CACHE_BYTES: usize = 256 << 20;
     /// What `pinned_bytes` is unless it is set: copies in flight, and the pixels of some three hundred pictures of 512x512.
     pub const DEFAULT_PINNED_BYTES: usize = 256 << 20;
     /// What `max_waiting` is unless it is set.
@@ -59,10 +69,13 @@ impl EngineBuilder {
             kv_cache_dtype: None,
             quantization: Quantization::AsStored,
             max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_num_seqs: None,
             max_patches: Self::DEFAULT_MAX_PATCHES,
+            encoder_cache_bytes: Self::DEFAULT_ENCODER_CACHE_BYTES,
             max_waiting: Self::DEFAULT_MAX_WAITING,
             pinned_bytes: Self::DEFAULT_PINNED_BYTES,
             prefix_caching: true,
+            run_ahead: false,
         }
     }
 
@@ -132,10 +145,28 @@ impl EngineBuilder {
         self
     }
 
-    /// The most tokens that one step computes: longer prompts run in chunks of this size.
+    /// The most tokens that one step computes, of all its sequences: longer prompts run in chunks.
     #[must_use]
     pub fn max_num_batched_tokens(mut self, tokens: usize) -> Self {
         self.max_num_batched_tokens = tokens;
+        self
+    }
+
+    /// The most sequences that run side by side; no more than [`EngineBuilder::max_num_batched_tokens`], of which each takes
+    /// one. Every one costs two rows of float32 logits. Pages are another matter: where they run out, sequences that
+    /// arrived last are computed again later.
+    #[must_use]
+    pub fn max_num_seqs(mut self, sequences: usize) -> Self {
+        self.max_num_seqs = Some(sequences);
+        self
+    }
+
+    /// Bytes of the pictures' embeddings that are kept on the device: of those whose placeholders still have to be computed,
+    /// and of those that may be asked about again. Rounded down to whole embeddings; at least those of a picture of
+    /// [`EngineBuilder::max_patches`] are kept.
+    #[must_use]
+    pub fn encoder_cache_bytes(mut self, bytes: usize) -> Self {
+        self.encoder_cache_bytes = bytes;
         self
     }
 
@@ -161,10 +192,19 @@ impl EngineBuilder {
         self
     }
 
-    /// Whether a request that begins as the last one did takes over its keys and values (on unless it is switched off).
+    /// Whether a request that begins as an earlier one did takes over its keys and values, in whole pages and as long as
+    /// nobody needs their room (on unless it is switched off).
     #[must_use]
     pub fn prefix_caching(mut self, is_on: bool) -> Self {
         self.prefix_caching = is_on;
+        self
+    }
+
+    /// Whether a step is planned and sent off before the results of the one before it are there, so that the device need not
+    /// wait for the host (off unless it is switched on). Answers are the same; each ends with a step in vain.
+    #[must_use]
+    pub fn run_ahead(mut self, is_on: bool) -> Self {
+        self.run_ahead = is_on;
         self
     }
 
@@ -174,6 +214,12 @@ impl EngineBuilder {
     /// [`EngineError`]: a part or an option is missing or impossible, the checkpoint doesn't fit (the tensor and its
     /// file are named, surplus tensors too), or memory is short.
     pub fn build(self) -> Result<Engine, EngineError> {
+        let (executor, options) = self.load()?;
+        Engine::start(executor, options)
+    }
+
+    /// What the engine's thread is started with.
+    pub(crate) fn load(self) -> Result<(ModelExecutor, EngineOptions), EngineError> {
         self.check()?;
         let missing = |part, call| EngineError::MissingPart { part, call };
         let (config, weights) = self.model.as_ref().ok_or(missing("a model", "model"))?;
@@ -194,38 +240,43 @@ impl EngineBuilder {
                  beyond 448"
             );
         }
-        let limits = self.limits(config, decoder.settings(), max_model_len, kv_cache_dtype)?;
-        let batch = BatchLimits { max_tokens: limits.max_num_batched_tokens, max_seqs: 1, max_logit_rows: 1 };
+        let limits = self.limits(config, decoder.settings(), &device, max_model_len, kv_cache_dtype)?;
+        let Limits { max_num_seqs, max_num_batched_tokens: max_tokens, .. } = limits;
+        let batch = BatchLimits { max_tokens, max_seqs: max_num_seqs, max_logit_rows: max_num_seqs };
         let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
         let mut workspace = decoder.new_workspace(batch)?;
         decoder.tune(device.stream(), &mut workspace)?;
-        let pictures = PictureRows::new(&device, tower, limits.max_patches)?;
+        let pictures = PictureRows::new(&device, tower, limits.max_patches, limits.encoder_rows)?;
         tracing::info!(
             weights_bytes = weights.total_bytes(),
             kv_cache_bytes = cache.len_bytes(),
             decoder_workspace_bytes = workspace.len_bytes(),
             vision_workspace_bytes = pictures.workspace_bytes(),
-            picture_rows_bytes = pictures.rows_bytes(),
+            encoder_cache_bytes = pictures.arena_bytes(),
             max_model_len,
+            max_num_seqs,
+            num_blocks = limits.num_blocks,
             max_patches = limits.max_patches,
+            encoder_rows = limits.encoder_rows,
             "memory plan"
         );
-        let sampler = Sampler::new(&device, 1, config.text.vocab_size)?;
+        let sampler = Sampler::new(&device, max_num_seqs, config.text.vocab_size)?;
         let defaults = self.defaults.unwrap_or_else(|| GenerationDefaults {
             stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),
             ..GenerationDefaults::default()
         });
         let mut executor = ModelExecutor::new(device, pictures, workspace, cache, sampler, decoder);
         executor.warm_up()?;
-        let (max_waiting, prefix_caching) = (self.max_waiting, self.prefix_caching);
+        let Self { max_waiting, prefix_caching, run_ahead, .. } = self;
         let pixels: Arc<dyn PixelLender> = Arc::new(PinnedPixels(pinned));
-        Engine::start(executor, EngineOptions { limits, defaults, max_waiting, prefix_caching, pixels })
+        Ok((executor, EngineOptions { limits, defaults, max_waiting, prefix_caching, run_ahead, pixels }))
     }
 
     /// Refuses options that make no sense for any model.
     fn check(&self) -> Result<(), EngineError> {
         let options = [
             ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_num_seqs", self.max_num_seqs.unwrap_or(1)),
             ("max_waiting", self.max_waiting),
             ("num_blocks", self.num_blocks.unwrap_or(1)),
         ];
@@ -240,6 +291,7 @@ impl EngineBuilder {
         &self,
         config: &ModelConfig,
         settings: &DecoderSettings,
+        device: &Device,
         max_model_len: usize,
         kv_cache_dtype: DType,
     ) -> Result<Limits, EngineError> {
@@ -257,16 +309,27 @@ impl EngineBuilder {
         let vision = &config.vision;
         // No picture can have more embeddings than a request has tokens.
         let most_patches = max_model_len.saturating_mul(vision.merge_unit());
+        let max_patches = self.max_patches.min(most_patches).max(vision.merge_unit());
+        let default = if device.is_cuda() { Self::DEFAULT_MAX_NUM_SEQS } else { Self::DEFAULT_MAX_NUM_SEQS_CPU };
         Ok(Limits {
             page,
             num_blocks,
             max_model_len,
-            max_num_batched_tokens: self.max_num_batched_tokens.min(max_model_len),
-            max_patches: self.max_patches.min(most_patches).max(vision.merge_unit()),
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            max_num_seqs: self.max_num_seqs.unwrap_or(default).min(self.max_num_batched_tokens),
+            max_patches,
+            encoder_rows: encoder_rows(&config.vision, device, self.encoder_cache_bytes, max_patches),
             merge_size: u32::try_from(vision.spatial_merge_size).unwrap_or(u32::MAX),
             patch_bytes: vision.patch_len() / vision.temporal_patch_size.max(1),
             temporal_patch_size: u32::try_from(vision.temporal_patch_size).unwrap_or(u32::MAX),
             vocab_size: config.text.vocab_size,
         })
     }
+}
+
+/// Embeddings that fit `bytes` with their deepstack levels; at least those of one encoder batch.
+fn encoder_rows(vision: &VisionConfig, device: &Device, bytes: usize, max_patches: usize) -> usize {
+    let row_bytes =
+        vision.out_hidden_size * (1 + vision.deepstack_visual_indexes.len()) * device.activation_dtype().size_bytes();
+    (bytes / row_bytes.max(1)).max(max_patches / vision.merge_unit().max(1)).min(i32::MAX as usize)
 }

@@ -1,7 +1,7 @@
 //! What programs hold of an engine.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, unbounded};
@@ -11,8 +11,8 @@ use foveal_types::{Error, Exhausted, PixelLender, PreparedRequest};
 use crate::delta_stream::{DeltaStream, Stopped};
 use crate::queue_gate::QueueGate;
 use crate::scheduler::{Limits, Scheduler};
-use crate::worker::{Command, StepExecutor, Worker};
-use crate::{EngineBuilder, EngineError};
+use crate::worker::{Command, SharedStats, StepExecutor, Worker};
+use crate::{EngineBuilder, EngineError, EngineStats};
 
 /// A handle of a running engine. Cheap to clone and to share between threads.
 ///
@@ -29,6 +29,7 @@ struct Inner {
     gate: Arc<QueueGate>,
     stopped: Stopped,
     pixels: Arc<dyn PixelLender>,
+    stats: SharedStats,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -38,6 +39,7 @@ pub(crate) struct EngineOptions {
     pub(crate) defaults: GenerationDefaults,
     pub(crate) max_waiting: usize,
     pub(crate) prefix_caching: bool,
+    pub(crate) run_ahead: bool,
     pub(crate) pixels: Arc<dyn PixelLender>,
 }
 
@@ -49,17 +51,18 @@ impl Engine {
     }
 
     pub(crate) fn start<E: StepExecutor + 'static>(executor: E, options: EngineOptions) -> Result<Self, EngineError> {
-        let EngineOptions { limits, defaults, max_waiting, prefix_caching, pixels } = options;
+        let EngineOptions { limits, defaults, max_waiting, prefix_caching, run_ahead, pixels } = options;
         let (commands, receiver) = unbounded();
         let gate = Arc::new(QueueGate::new(max_waiting));
         let stopped = Stopped::new(OnceLock::new());
         let scheduler = Scheduler::new(limits, defaults, prefix_caching);
-        let worker = Worker::new(scheduler, executor, receiver, Arc::clone(&gate));
+        let worker = Worker::new(scheduler, executor, run_ahead, receiver, Arc::clone(&gate));
+        let stats = worker.stats();
         let reason = Arc::clone(&stopped);
         let thread = std::thread::Builder::new().name("foveal-engine".to_owned());
         let thread =
             thread.spawn(move || worker.run(&reason)).map_err(|e| EngineError::Thread { reason: e.to_string() })?;
-        let inner = Inner { limits, commands, gate, stopped, pixels, thread: Mutex::new(Some(thread)) };
+        let inner = Inner { limits, commands, gate, stopped, pixels, stats, thread: Mutex::new(Some(thread)) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -104,6 +107,12 @@ impl Engine {
         self.inner.gate.num_waiting()
     }
 
+    /// Counts and sizes as they were when the last step was planned.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        *self.inner.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Why the engine has stopped, if it has.
     #[must_use]
     pub fn stopped(&self) -> Option<Error> {
@@ -126,7 +135,7 @@ impl fmt::Debug for Engine {
 impl Inner {
     fn join(&self) {
         let _ = self.commands.send(Command::Shutdown);
-        let mut thread = self.thread.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
             // The thread catches its own panics and has told everyone.
             let _ = thread.join();

@@ -4,9 +4,10 @@
 //! [`foveal_types::PreparedRequest`] and gives a [`DeltaStream`]: a [`futures_core::Stream`] for async programs,
 //! [`DeltaStream::blocking`] for others. Dropping it cancels the request within one step.
 //!
-//! Requests run first come, first served, one at a time; a long prompt runs in chunks over a paged KV cache. The pages
-//! of the request that ended last are kept: the next turn of a chat computes only what is new, and its pictures are not
-//! encoded again. What runs when is decided by a pure state machine without device, clock or channel.
+//! Requests run side by side, first come, first served: each step computes one flat batch of chunks of prompts and rows of
+//! answers over a paged KV cache. Pages are shared by what they hold: the next turn of a chat computes only what is new, and
+//! a picture that is asked about again is not encoded again. What runs when is decided by a pure state machine without
+//! device, clock or channel.
 //!
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
@@ -20,6 +21,7 @@ mod model_executor;
 mod pinned_pixels;
 mod queue_gate;
 mod scheduler;
+mod stats;
 mod worker;
 
 pub use builder::EngineBuilder;
@@ -27,3 +29,4 @@ pub use delta_stream::{BlockingDeltas, DeltaStream};
 pub use error::EngineError;
 pub use handle::Engine;
 pub use scheduler::Limits;
+pub use stats::EngineStats;

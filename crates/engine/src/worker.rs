@@ -3,14 +3,15 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, TryRecvError};
-use foveal_types::{Delta, DeviceFailure, Error, Exhausted, PreparedRequest, SeqId, TokenOutput};
+use foveal_types::{Delta, DeviceFailure, Error, Exhausted, PreparedRequest, SeqId};
 
+use crate::EngineStats;
 use crate::delta_stream::{DeltaSender, Stopped};
 use crate::queue_gate::QueueGate;
-use crate::scheduler::{Event, News, Scheduler, Work};
+use crate::scheduler::{Event, News, Scheduler, StepResults, Work};
 
 /// What handles send.
 pub(crate) enum Command {
@@ -18,13 +19,17 @@ pub(crate) enum Command {
     Shutdown,
 }
 
-/// Computes what a plan says. The engine's own one runs the model; tests have others.
+/// Computes what plans say. The engine's own one runs the model; tests have others.
+///
+/// Dropping it ends what is still in flight. An error of either function means that nothing works any more.
 pub(crate) trait StepExecutor: Send {
-    /// One result for each of the work's sequences, in order: the token if one was asked for, or why this sequence
-    /// alone can't go on. An error at the top means that nothing works any more.
-    fn execute(&mut self, work: &Work) -> Result<Vec<Result<Option<TokenOutput>, Error>>, DeviceFailure>;
+    /// Takes a step. It may compute it at once or just send it on its way; steps run in the order in which they come.
+    fn submit(&mut self, work: Work) -> Result<(), DeviceFailure>;
 
-    /// Drops what is kept for a sequence that has ended.
+    /// The results of the oldest step that has been submitted and not waited for, once they are there.
+    fn wait(&mut self) -> Result<StepResults, DeviceFailure>;
+
+    /// Drops what is kept for a sequence that has ended. No step in flight holds it.
     fn forget(&mut self, id: SeqId);
 }
 
@@ -32,15 +37,43 @@ pub(crate) trait StepExecutor: Send {
 pub(crate) struct Worker<E> {
     scheduler: Scheduler,
     executor: E,
+    /// Steps that may be in flight at once, 1 or 2.
+    depth: usize,
+    num_in_flight: usize,
     clients: HashMap<SeqId, DeltaSender>,
     commands: Receiver<Command>,
     gate: Arc<QueueGate>,
+    stats: SharedStats,
     next_id: u64,
 }
 
+/// Counts for whoever holds the engine.
+pub(crate) type SharedStats = Arc<Mutex<EngineStats>>;
+
 impl<E: StepExecutor> Worker<E> {
-    pub(crate) fn new(scheduler: Scheduler, executor: E, commands: Receiver<Command>, gate: Arc<QueueGate>) -> Self {
-        Self { scheduler, executor, clients: HashMap::new(), commands, gate, next_id: 0 }
+    /// With `run_ahead` a step is planned and sent off before the results of the one before it are there.
+    pub(crate) fn new(
+        scheduler: Scheduler,
+        executor: E,
+        run_ahead: bool,
+        commands: Receiver<Command>,
+        gate: Arc<QueueGate>,
+    ) -> Self {
+        Self {
+            stats: Arc::new(Mutex::new(scheduler.stats())),
+            scheduler,
+            executor,
+            depth: if run_ahead { 2 } else { 1 },
+            num_in_flight: 0,
+            clients: HashMap::new(),
+            commands,
+            gate,
+            next_id: 0,
+        }
+    }
+
+    pub(crate) fn stats(&self) -> SharedStats {
+        Arc::clone(&self.stats)
     }
 
     /// Runs until the handles are gone, a shutdown, a broken device or a panic. Nobody is left waiting then.
@@ -70,23 +103,32 @@ impl<E: StepExecutor> Worker<E> {
         let mut is_idle = true;
         while self.collect(&mut events, is_idle) {
             let plan = self.scheduler.step(std::mem::take(&mut events));
+            self.publish_stats();
             for news in plan.news {
                 self.tell(news);
             }
             for id in plan.ended {
                 self.executor.forget(id);
             }
-            is_idle = plan.work.is_none();
+            let has_work = plan.work.is_some();
             if let Some(work) = plan.work {
-                let results = self.executor.execute(&work)?;
-                let ids = work.sequences.iter().map(|sequence| sequence.id);
-                events.extend(ids.zip(results).map(|(id, result)| match result {
-                    Ok(token) => Event::Computed(id, token),
-                    Err(error) => Event::Failed(id, error),
-                }));
+                self.executor.submit(work)?;
+                self.num_in_flight += 1;
+            }
+            is_idle = self.num_in_flight == 0;
+            if self.num_in_flight == self.depth || (!has_work && !is_idle) {
+                events.push(Event::Completed(self.executor.wait()?));
+                self.num_in_flight -= 1;
             }
         }
         Ok(())
+    }
+
+    /// Before callers hear of what happened: whoever has its answer finds it counted.
+    fn publish_stats(&self) {
+        let stats = self.scheduler.stats();
+        let last = std::mem::replace(&mut *self.stats.lock().unwrap_or_else(PoisonError::into_inner), stats);
+        stats.export(&last);
     }
 
     /// Takes in what handles have sent and who has gone; waits for something when idle. `false` to stop.

@@ -1,20 +1,21 @@
 //! The whole engine on the small model of this repository.
 
+#[path = "support/prompts.rs"]
+mod prompts;
+
 use std::sync::Arc;
 
 use foveal_checkpoint::{GenerationConfig, HostTensor, ModelConfig, ModelFolder, WeightSource};
 use foveal_device::{DType, Device};
 use foveal_engine::{Engine, EngineBuilder, EngineError};
 use foveal_llm::GenerationDefaults;
-use foveal_mrope::{PositionRule, Span, TemporalRule, position_ids};
 use foveal_testkit::{Golden, fixtures_dir};
-use foveal_types::{
-    ContentHash, Delta, Error, FinishReason, PreparedImage, PreparedRequest, SamplingParams, TokenId, TokenOutput,
-    Usage,
-};
+use foveal_types::{Delta, Error, FinishReason, PreparedRequest, SamplingParams, TokenId, TokenOutput, Usage};
 use foveal_vision::Normalisation;
+use prompts::{Piece, prompt};
 
-const IMAGE_TOKEN: u32 = 1010;
+/// Tokens of a page of the KV cache.
+const PAGE: usize = 32;
 
 fn config() -> (ModelFolder, ModelConfig) {
     let folder = ModelFolder::open(fixtures_dir().join("tiny")).unwrap();
@@ -35,59 +36,6 @@ fn builder_with(weights: WeightSource) -> EngineBuilder {
 
 fn builder() -> EngineBuilder {
     builder_with(WeightSource::open(&config().0).unwrap())
-}
-
-/// A prompt from pieces of text and pictures; a picture's pixels and hash follow from its number.
-enum Piece<'a> {
-    Text(&'a [u32]),
-    Picture([u32; 3], u8),
-}
-
-fn prompt(pieces: &[Piece<'_>]) -> PreparedRequest {
-    let mut request = PreparedRequest {
-        input_ids: Vec::new(),
-        image_token_ranges: Vec::new(),
-        positions: Vec::new(),
-        rope_delta: 0,
-        images: Vec::new(),
-        sampling: SamplingParams { max_tokens: Some(12), logprobs: Some(3), ..SamplingParams::default() },
-    };
-    let mut spans = Vec::new();
-    for piece in pieces {
-        let start = request.input_ids.len();
-        match *piece {
-            Piece::Text(ids) => {
-                request.input_ids.extend(ids.iter().copied().map(TokenId));
-                spans.push(Span::Text { len: ids.len() });
-            }
-            Piece::Picture(grid_thw, number) => {
-                let [t, h, w] = grid_thw;
-                let rows = (t * h * w / 4) as usize;
-                request.input_ids.extend(std::iter::repeat_n(TokenId(IMAGE_TOKEN), rows));
-                request.image_token_ranges.push(start..start + rows);
-                request.images.push(picture(grid_thw, number, start));
-                spans.push(Span::Image { grid: grid_thw.into() });
-            }
-        }
-    }
-    let rule = PositionRule { spatial_merge_size: 2, temporal: TemporalRule::FramesBetweenTimestamps };
-    let positions = position_ids(&spans, &rule).unwrap();
-    request.positions = (0..3).flat_map(|axis| positions.axis(axis).to_vec()).collect();
-    request.rope_delta = positions.delta();
-    request
-}
-
-fn picture(grid_thw: [u32; 3], number: u8, placeholder_start: usize) -> PreparedImage {
-    let bytes = grid_thw.iter().product::<u32>() as usize * 3 * 16 * 16;
-    // Any pixels will do as long as they differ: a multiplicative walk through the bytes.
-    let pixels: Vec<u8> = (0..bytes).map(|i| ((i + 7) * (2 * usize::from(number) + 3) % 251) as u8).collect();
-    PreparedImage {
-        grid_thw,
-        pixels: Arc::new(pixels),
-        temporal_slices: 1,
-        hash: ContentHash([number; 32]),
-        placeholder_start,
-    }
 }
 
 fn golden_prompt(name: &str) -> PreparedRequest {
@@ -159,10 +107,11 @@ fn reused_prefixes_change_no_bit() {
         let cached: Vec<usize> = reused.iter().map(|(_, usage)| usage.cached_tokens).collect();
         let [first, second, third] = [0, 1, 2].map(|turn: usize| reused[turn].1);
         assert_eq!(cached[0], 0);
-        // All of the first prompt and of its answer but the last token.
-        assert_eq!(cached[1], first.prompt_tokens + first.completion_tokens - 1);
-        // The same prompt again: all but the row that chooses the first token.
-        assert_eq!(cached[2], second.prompt_tokens - 1);
+        // The full pages of the first prompt and of its answer, whose last token was never computed.
+        assert_eq!(cached[1], (first.prompt_tokens + first.completion_tokens - 1) / PAGE * PAGE);
+        // The same prompt again: the full pages before the row that chooses the first token.
+        assert_eq!(cached[2], (second.prompt_tokens - 1) / PAGE * PAGE);
+        assert!(cached[1] > 0 && cached[2] > cached[1], "{cached:?}");
         assert_eq!((first.image_tokens, third.image_tokens), (24, 30));
     }
 }
@@ -170,12 +119,12 @@ fn reused_prefixes_change_no_bit() {
 #[test]
 fn another_picture_under_the_same_tokens_is_another_prompt() {
     let engine = builder().build().unwrap();
-    let ask =
-        |number| prompt(&[Piece::Text(&[999, 1007]), Piece::Picture([1, 4, 4], number), Piece::Text(&[1008, 5, 6])]);
+    let before = [7; PAGE];
+    let ask = |number| prompt(&[Piece::Text(&before), Piece::Picture([1, 8, 16], number), Piece::Text(&[1008, 5, 6])]);
     let fresh = answer(&builder().build().unwrap(), ask(2)).0;
     answer(&engine, ask(1));
     let (tokens, usage) = answer(&engine, ask(2));
-    assert_eq!(usage.cached_tokens, 2);
+    assert_eq!(usage.cached_tokens, PAGE, "what stands before the picture");
     assert_eq!(tokens, fresh);
 }
 
@@ -224,6 +173,7 @@ fn options_that_make_no_engine_are_refused_by_name() {
     let message = |result: Result<Engine, EngineError>| result.unwrap_err().to_string();
     assert!(message(Engine::builder().build()).contains("EngineBuilder::model"));
     assert!(message(builder().max_num_batched_tokens(0).build()).contains("`max_num_batched_tokens` is 0"));
+    assert!(message(builder().max_num_seqs(0).build()).contains("`max_num_seqs` is 0"));
     assert!(message(builder().kv_cache_bytes(100).build()).contains("one page"));
     assert!(message(builder().max_model_len(1 << 20).build()).contains("8192"));
     let (_, config) = config();
@@ -278,6 +228,20 @@ fn nan_logits_fail_their_request_alone() {
         assert_eq!(tokens, expected);
         assert_eq!(usage.cached_tokens, 0);
     }
+    // Nor does it harm who runs beside it.
+    let mut bad = golden_prompt("text_hello");
+    bad.input_ids[3] = TokenId(77);
+    let requests = [golden_prompt("text_hello"), bad, golden_prompt("text_hello")];
+    let streams = requests.map(|request| engine.generate(request));
+    let [first, bad, second] = streams.map(|stream| stream.blocking().collect::<Vec<_>>());
+    assert!(bad.iter().any(Result::is_err));
+    for deltas in [first, second] {
+        let tokens = deltas.into_iter().filter_map(|delta| match delta.unwrap() {
+            Delta::Token(token) => Some(token),
+            _ => None,
+        });
+        assert_eq!(tokens.collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]
@@ -292,4 +256,34 @@ fn length_and_stop_are_told_apart() {
     assert_eq!(reason(request.clone()), FinishReason::Length);
     request.sampling.max_tokens = Some(200);
     assert_eq!(reason(request), FinishReason::Stop);
+}
+
+#[test]
+fn requests_that_run_side_by_side_get_what_they_get_alone() {
+    let requests: Vec<_> = (0..12)
+        .map(|i: u32| {
+            let text: Vec<u32> = (0..20 + 7 * i).map(|j| 300 + j % (5 + i)).collect();
+            let mut request =
+                prompt(&[Piece::Text(&text), Piece::Picture([1, 4, 8], (i % 3) as u8), Piece::Text(&[64])]);
+            request.sampling.ignore_eos = true;
+            request
+        })
+        .collect();
+    let alone = builder().max_num_seqs(1).prefix_caching(false).build().unwrap();
+    let expected: Vec<_> = requests.iter().map(|request| answer(&alone, request.clone()).0).collect();
+    for run_ahead in [false, true] {
+        // Twelve requests come to some thirty pages.
+        let engine = builder().num_blocks(12).max_num_batched_tokens(48).run_ahead(run_ahead).build().unwrap();
+        let streams: Vec<_> = requests.iter().map(|request| engine.generate(request.clone())).collect();
+        for (stream, expected) in streams.into_iter().zip(&expected) {
+            let tokens = stream.blocking().filter_map(|delta| match delta.unwrap() {
+                Delta::Token(token) => Some(token),
+                _ => None,
+            });
+            assert_eq!(tokens.collect::<Vec<_>>(), *expected);
+        }
+        let stats = engine.stats();
+        assert_eq!((stats.running, stats.waiting, stats.kv_pages_used, stats.kv_pages_total), (0, 0, 0, 12));
+        assert!(stats.encoder_hits > 0, "{stats:?}");
+    }
 }

@@ -31,7 +31,11 @@ impl Model {
         let Parts { device, config, defaults, max_model_len, processor, normalisation, weights } =
             Parts::open(folder, options, on_progress)?;
         let kv_cache_dtype = options.kv_cache_dtype.unwrap_or(device.activation_dtype());
-        let engine = Engine::builder()
+        let mut builder = Engine::builder();
+        if let Some(sequences) = options.max_num_seqs {
+            builder = builder.max_num_seqs(sequences);
+        }
+        let engine = builder
             .model(config, weights)
             .quantization(options.quantization)
             .kv_cache_dtype(kv_cache_dtype)

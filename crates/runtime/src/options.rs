@@ -23,7 +23,7 @@ impl LoadFormat {
     pub const DUMMY_SEED: u64 = 1;
 }
 
-/// How a model is loaded. The default is what `foveal run` does without options.
+/// How a model is loaded. The default is what `foveal run` does without options, but for `max_num_seqs`.
 #[derive(Clone, Debug, Default)]
 pub struct ModelOptions {
     /// Where it runs.
@@ -39,6 +39,8 @@ pub struct ModelOptions {
     /// The most tokens of a conversation; `None` takes the model's length, at most
     /// [`foveal_engine::EngineBuilder::DEFAULT_MAX_MODEL_LEN`].
     pub max_model_len: Option<usize>,
+    /// The most answers that are written side by side; `None` takes the engine's default. `foveal run` writes one.
+    pub max_num_seqs: Option<usize>,
     /// Pictures with fewer pixels are enlarged; `None` takes the model's setting.
     pub min_pixels: Option<u64>,
     /// Pictures with more pixels are reduced; `None` takes the model's setting.

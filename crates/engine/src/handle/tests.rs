@@ -1,18 +1,19 @@
 //! The handle, the streams and the engine thread over a device that is told what to do.
 
+use std::collections::VecDeque;
 use std::sync::mpsc;
 
 use foveal_types::{Delta, DeviceFailure, FinishReason, SamplingParams, SeqId, TokenId, TokenOutput};
 
 use super::*;
-use crate::scheduler::Work;
 use crate::scheduler::testing::{limits, request};
+use crate::scheduler::{SequenceRows, StepResults, Work};
 
 /// What the device does with a step.
 enum Order {
     /// Token 5 for whoever samples.
     Run,
-    /// This sequence's logits are NaN.
+    /// The logits of the step's first sequence are NaN.
     FailSequence,
     /// Nothing works any more.
     Break,
@@ -24,20 +25,30 @@ struct Ordered {
     orders: mpsc::Receiver<Order>,
     steps: mpsc::Sender<Vec<SeqId>>,
     forgotten: mpsc::Sender<SeqId>,
+    submitted: VecDeque<Work>,
 }
 
 impl StepExecutor for Ordered {
-    fn execute(&mut self, work: &Work) -> Result<Vec<Result<Option<TokenOutput>, Error>>, DeviceFailure> {
+    fn submit(&mut self, work: Work) -> Result<(), DeviceFailure> {
         let _ = self.steps.send(work.sequences.iter().map(|s| s.id).collect());
-        let run = |s: &crate::scheduler::SequenceRows| {
-            s.samples.then_some(TokenOutput { token_id: TokenId(5), logprob: None, logprobs: None })
+        self.submitted.push_back(work);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<StepResults, DeviceFailure> {
+        let order = self.orders.recv().unwrap_or(Order::Run);
+        let Work { step, sequences, .. } = self.submitted.pop_front().expect("a step was submitted");
+        let run = |s: &SequenceRows| {
+            Ok(s.samples.then_some(TokenOutput { token_id: TokenId(5), logprob: None, logprobs: None }))
         };
-        match self.orders.recv().unwrap_or(Order::Run) {
-            Order::Run => Ok(work.sequences.iter().map(|s| Ok(run(s))).collect()),
-            Order::FailSequence => Ok(vec![Err(DeviceFailure::new("NaN").into())]),
-            Order::Break => Err(DeviceFailure::new("the device fell over")),
+        let mut sequences: Vec<_> = sequences.iter().map(run).collect();
+        match order {
+            Order::Run => {}
+            Order::FailSequence => sequences[0] = Err(DeviceFailure::new("NaN").into()),
+            Order::Break => return Err(DeviceFailure::new("the device fell over")),
             Order::Panic => panic!("a bug"),
         }
+        Ok(StepResults { step, sequences })
     }
 
     fn forget(&mut self, id: SeqId) {
@@ -53,16 +64,27 @@ struct Rig {
 }
 
 impl Rig {
+    /// One sequence runs at a time, and no step ahead.
     fn new(max_waiting: usize) -> Self {
+        Self::with(max_waiting, 1, false)
+    }
+
+    fn with(max_waiting: usize, max_num_seqs: usize, run_ahead: bool) -> Self {
         let (orders, order_receiver) = mpsc::channel();
         let (step_sender, steps) = mpsc::channel();
         let (forgotten_sender, forgotten) = mpsc::channel();
-        let executor = Ordered { orders: order_receiver, steps: step_sender, forgotten: forgotten_sender };
+        let executor = Ordered {
+            orders: order_receiver,
+            steps: step_sender,
+            forgotten: forgotten_sender,
+            submitted: VecDeque::new(),
+        };
         let options = EngineOptions {
-            limits: limits(),
+            limits: Limits { max_num_seqs, ..limits() },
             defaults: GenerationDefaults::default(),
             max_waiting,
             prefix_caching: true,
+            run_ahead,
             pixels: Arc::new(foveal_types::HeapPixels),
         };
         let engine = Engine::start(executor, options).unwrap();
@@ -190,14 +212,48 @@ fn last(stream: DeltaStream) -> Result<Delta, Error> {
 
 #[test]
 fn a_failed_sequence_fails_alone() {
-    let mut rig = Rig::new(4);
-    let bad = rig.engine.generate(short(3));
-    let good = rig.engine.generate(short(3));
-    rig.order(Order::FailSequence);
+    for (max_num_seqs, run_ahead) in [(1, false), (4, false), (4, true)] {
+        let mut rig = Rig::with(4, max_num_seqs, run_ahead);
+        let bad = rig.engine.generate(short(3));
+        rig.steps.recv().unwrap();
+        let good = rig.engine.generate(short(3));
+        rig.order(Order::Run);
+        rig.order(Order::FailSequence);
+        rig.run_freely();
+        assert!(matches!(last(bad), Err(Error::Device(e)) if e.message == "NaN"));
+        assert!(matches!(last(good), Ok(Delta::Finished { .. })));
+        assert!(rig.engine.stopped().is_none());
+    }
+}
+
+#[test]
+fn requests_run_side_by_side_and_are_counted() {
+    let mut rig = Rig::with(4, 4, false);
+    let first = rig.engine.generate(short(2));
+    assert_eq!(rig.steps.recv().unwrap(), [SeqId(0)]);
+    let second = rig.engine.generate(short(1));
+    rig.order(Order::Run);
+    assert_eq!(rig.steps.recv().unwrap(), [SeqId(0), SeqId(1)]);
+    let stats = rig.engine.stats();
+    assert_eq!((stats.running, stats.waiting, stats.steps, stats.kv_pages_used, stats.kv_pages_total), (2, 0, 2, 2, 8));
     rig.run_freely();
-    assert!(matches!(last(bad), Err(Error::Device(e)) if e.message == "NaN"));
-    assert!(matches!(last(good), Ok(Delta::Finished { .. })));
-    assert!(rig.engine.stopped().is_none());
+    for stream in [first, second] {
+        assert!(matches!(last(stream), Ok(Delta::Finished { .. })));
+    }
+    assert_eq!((rig.engine.stats().running, rig.engine.stats().kv_pages_used), (0, 0));
+}
+
+#[test]
+fn with_run_ahead_a_step_is_sent_off_before_the_last_one_is_done() {
+    let mut rig = Rig::with(4, 4, true);
+    let stream = rig.engine.generate(short(3));
+    // No order has been given: nothing has been computed.
+    assert_eq!(rig.steps.recv().unwrap(), [SeqId(0)]);
+    assert_eq!(rig.steps.recv().unwrap(), [SeqId(0)]);
+    rig.run_freely();
+    assert_eq!(stream.blocking().map(Result::unwrap).filter(|delta| matches!(delta, Delta::Token(_))).count(), 3);
+    assert_eq!(rig.steps.recv().unwrap(), [SeqId(0)]);
+    assert!(rig.steps.try_recv().is_err(), "a length is known in advance");
 }
 
 #[test]

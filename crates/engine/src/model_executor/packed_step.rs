@@ -1,8 +1,9 @@
 //! A step's integers in the form that the decoder takes, in memory that is kept from step to step.
 
 use foveal_llm::Batch;
+use foveal_types::TokenId;
 
-use crate::scheduler::Work;
+use crate::scheduler::{InputId, Work};
 
 /// One step's integers. Ids, rows and blocks fit 31 bits: the scheduler's limits and the decoder's both see to it.
 #[derive(Debug, Default)]
@@ -29,9 +30,15 @@ fn refill<T>(buffer: &mut Vec<T>, values: impl Iterator<Item = T>) {
 }
 
 impl PackedStep {
-    pub(crate) fn pack(&mut self, work: &Work) {
+    /// `last_tokens` are those of the step before, one for each sequence that sampled. Where there is none, that sequence has
+    /// failed; -1 lets the decoder's check find its row, too.
+    pub(crate) fn pack(&mut self, work: &Work, last_tokens: &[Option<TokenId>]) {
         let sequences = &work.sequences;
-        refill(&mut self.input_ids, work.input_ids.iter().map(|id| int(id.0)));
+        let token = |id: &InputId| match *id {
+            InputId::Known(token) => Some(token),
+            InputId::Sampled(n) => last_tokens.get(n).copied().flatten(),
+        };
+        refill(&mut self.input_ids, work.input_ids.iter().map(|id| token(id).map_or(-1, |token| int(token.0))));
         refill(&mut self.positions, work.positions.iter().copied());
         refill(&mut self.slot_mapping, work.slot_mapping.iter().map(|slot| slot.0));
         refill(&mut self.cu_seqlens, std::iter::once(0).chain(sequences.iter().map(|s| int(s.rows.end))));

@@ -1,23 +1,28 @@
-//! The embeddings of the pictures that wait for their placeholders' chunks.
+//! The embeddings of pictures: of those that wait for their placeholders' chunks, and of those that may be asked for again.
 
-use foveal_device::{Device, DeviceError, Stream, Tensor, View, allocated_bytes};
+use std::ops::Range;
+
+use foveal_device::{Device, Stream, Tensor, View, allocated_bytes};
 use foveal_llm::ImageRows;
 use foveal_types::PreparedImage;
 use foveal_vision::{Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
 
-/// The tower, and room for the embeddings and deepstack rows of one batch of pictures.
+use crate::scheduler::EncodeBatch;
+
+/// The tower, and the arena that its embeddings and deepstack rows stay in. What stands where is the scheduler's business.
 pub(crate) struct PictureRows {
     tower: VisionTower,
     workspace: Workspace,
-    /// `[max_embeds, hidden_size]`
+    /// `[encoder_rows, hidden_size]`
     embeds: Tensor,
-    /// One `[max_embeds, hidden_size]` per level.
+    /// One `[encoder_rows, hidden_size]` per level.
     deepstack: Vec<Tensor>,
-    num_embeds: usize,
+    /// Rows whose pictures could not be encoded.
+    unusable: Vec<Range<usize>>,
     workspace_bytes: u64,
 }
 
-/// The rows of the last batch as views, with the rows of a step that take them.
+/// The arena's rows as views, with the rows of a step that take them.
 pub(crate) struct StepImageRows<'a> {
     embeds: View<'a>,
     deepstack: Vec<View<'a>>,
@@ -25,9 +30,13 @@ pub(crate) struct StepImageRows<'a> {
 }
 
 impl PictureRows {
-    pub(crate) fn new(device: &Device, tower: VisionTower, max_patches: usize) -> Result<Self, VisionError> {
-        let merge = tower.spatial_merge_size();
-        let dims = [max_patches / (merge * merge).max(1), tower.out_hidden_size()];
+    pub(crate) fn new(
+        device: &Device,
+        tower: VisionTower,
+        max_patches: usize,
+        encoder_rows: usize,
+    ) -> Result<Self, VisionError> {
+        let dims = [encoder_rows, tower.out_hidden_size()];
         let rows = || Tensor::zeros(device, device.activation_dtype(), &dims);
         // The device's own account: another engine that is built at this moment in this process counts in.
         let before = allocated_bytes();
@@ -37,7 +46,7 @@ impl PictureRows {
             workspace,
             embeds: rows()?,
             deepstack: (0..tower.num_deepstack()).map(|_| rows()).collect::<Result<_, _>>()?,
-            num_embeds: 0,
+            unusable: Vec::new(),
             tower,
         })
     }
@@ -63,28 +72,41 @@ impl PictureRows {
         self.workspace_bytes
     }
 
-    /// Bytes of the rows that wait, deepstack levels included.
-    pub(crate) fn rows_bytes(&self) -> usize {
+    /// Bytes of the arena, deepstack levels included.
+    pub(crate) fn arena_bytes(&self) -> usize {
         self.embeds.len_bytes() + self.deepstack.iter().map(Tensor::len_bytes).sum::<usize>()
     }
 
-    /// Encodes a batch in the place of the last one.
-    pub(crate) fn encode(&mut self, stream: &Stream, images: &[PreparedImage]) -> Result<(), VisionError> {
-        let inputs: Vec<VisionInput<'_>> = images.iter().map(vision_input).collect();
-        self.num_embeds = inputs.iter().map(|input| self.tower.num_tokens(input.grid)).sum();
-        let rows = 0..self.num_embeds;
+    /// Encodes a batch into its rows. If it is the pictures that can't be encoded, their rows are unusable.
+    pub(crate) fn encode(&mut self, stream: &Stream, batch: &EncodeBatch) -> Result<(), VisionError> {
+        let rows = &batch.rows;
+        self.unusable.retain(|old| old.end <= rows.start || rows.end <= old.start);
+        let inputs: Vec<VisionInput<'_>> = batch.images.iter().map(vision_input).collect();
         let out = VisionOutput {
             embeds: self.embeds.rows_mut(rows.clone())?,
             deepstack: self.deepstack.iter_mut().map(|level| level.rows_mut(rows.clone())).collect::<Result<_, _>>()?,
         };
-        self.tower.encode(stream, &inputs, &mut self.workspace, out)
+        match self.tower.encode(stream, &inputs, &mut self.workspace, out) {
+            Err(
+                error @ (VisionError::Grid { .. } | VisionError::PatchLen { .. } | VisionError::TooManyPatches { .. }),
+            ) => {
+                tracing::warn!(%error, "pictures that were admitted can't be encoded");
+                self.unusable.push(rows.clone());
+                Ok(())
+            }
+            result => result,
+        }
     }
 
-    /// The last batch's rows; `index` says which of them each row of the step takes.
-    pub(crate) fn rows<'a>(&'a self, index: &'a [i32]) -> Result<StepImageRows<'a>, DeviceError> {
-        let rows = 0..self.num_embeds;
-        let deepstack = self.deepstack.iter().map(|level| level.rows(rows.clone())).collect::<Result<_, _>>()?;
-        Ok(StepImageRows { embeds: self.embeds.rows(rows)?, deepstack, index })
+    /// Whether the picture that has `row` could not be encoded.
+    pub(crate) fn is_unusable(&self, row: usize) -> bool {
+        self.unusable.iter().any(|rows| rows.contains(&row))
+    }
+
+    /// The arena; `index` says which of its rows each row of the step takes.
+    pub(crate) fn rows<'a>(&'a self, index: &'a [i32]) -> StepImageRows<'a> {
+        let deepstack = self.deepstack.iter().map(Tensor::view).collect();
+        StepImageRows { embeds: self.embeds.view(), deepstack, index }
     }
 }
 

@@ -5,6 +5,7 @@ use foveal_types::{ContentHash, PreparedImage, SamplingParams};
 
 use super::ModelExecutor;
 use crate::EngineError;
+use crate::scheduler::EncodeBatch;
 
 /// Rows of the prompt: more than the kernel for few rows takes.
 const PROMPT_ROWS: usize = 20;
@@ -38,7 +39,8 @@ impl ModelExecutor {
             hash: ContentHash([0; 32]),
             placeholder_start: 0,
         };
-        self.pictures.encode(self.device.stream(), &[image])?;
+        let rows = 0..((side * side) / cell_patches) as usize;
+        self.pictures.encode(self.device.stream(), &EncodeBatch { images: vec![image], rows })?;
         Ok(())
     }
 

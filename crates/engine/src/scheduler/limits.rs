@@ -3,7 +3,7 @@
 use foveal_mrope::decode_position;
 use foveal_types::{PreparedImage, PreparedRequest, RequestError};
 
-use super::picture_span::num_patches;
+use super::picture_span::{num_embeds, num_patches};
 
 /// The sizes that bound every request, fixed when the engine is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,10 +14,14 @@ pub struct Limits {
     pub num_blocks: usize,
     /// The most tokens of one request, prompt and answer together.
     pub max_model_len: usize,
-    /// The most tokens that one step computes; longer prompts run in chunks of this size.
+    /// The most tokens that one step computes, of all its sequences; longer prompts run in chunks.
     pub max_num_batched_tokens: usize,
-    /// The most patches (before merging) that the vision tower's workspace holds.
+    /// The most sequences that run side by side.
+    pub max_num_seqs: usize,
+    /// The most patches (before merging) that the vision tower's workspace holds: the encoder's budget of one step.
     pub max_patches: usize,
+    /// The most embeddings (after merging) that are kept on the device, in use or for later.
+    pub encoder_rows: usize,
     /// The tower's `spatial_merge_size`.
     pub merge_size: u32,
     /// Bytes of one patch of one temporal slice: `channels * patch_size * patch_size`.
@@ -33,6 +37,13 @@ impl Limits {
     #[must_use]
     pub fn max_seq_len(&self) -> usize {
         self.max_model_len.min(self.num_blocks.saturating_mul(self.page))
+    }
+
+    /// Whether sequences may ever have to make room for each other: not if the KV cache holds as many as can run, each as
+    /// long as can be.
+    pub(crate) fn may_preempt(&self) -> bool {
+        let pages = self.max_seq_len().div_ceil(self.page.max(1));
+        pages.saturating_mul(self.max_num_seqs) > self.num_blocks
     }
 
     /// Refuses a request that could never run, however long it waited.
@@ -129,6 +140,16 @@ impl Limits {
             );
             return bad("image_too_large", message);
         }
+        let embeds = num_embeds(image.grid_thw, self.merge_size);
+        if embeds > self.encoder_rows {
+            let max = self.encoder_rows;
+            let message = format!(
+                "picture {} gives {embeds} embeddings ({t}x{h}x{w} patches); the encoder cache holds {max}: prepare it with \
+                 fewer pixels or give the encoder cache more memory",
+                index + 1
+            );
+            return bad("image_too_large", message);
+        }
         Ok(())
     }
 }
@@ -157,6 +178,21 @@ mod tests {
         let (code, text) = message(&limits, &with_pictures(20, &[(4, picture([1, 4, 6], 1))]));
         assert_eq!(code, "image_too_large");
         assert!(text.contains("24 patches") && text.contains("holds 16"), "{text}");
+        let limits = Limits { encoder_rows: 3, ..limits };
+        let (code, text) = message(&limits, &with_pictures(20, &[(4, picture([1, 4, 4], 1))]));
+        assert_eq!(code, "image_too_large");
+        assert!(text.contains("4 embeddings") && text.contains("holds 3"), "{text}");
+    }
+
+    #[test]
+    fn nobody_makes_room_where_everybody_has_room() {
+        let limits = Limits { max_model_len: 65, page: 32, max_num_seqs: 2, ..limits() };
+        assert!(!Limits { num_blocks: 6, ..limits }.may_preempt());
+        assert!(Limits { num_blocks: 5, ..limits }.may_preempt());
+        assert!(
+            !Limits { num_blocks: 2, max_num_seqs: 1, ..limits }.may_preempt(),
+            "a sequence is as long as the cache"
+        );
     }
 
     #[test]

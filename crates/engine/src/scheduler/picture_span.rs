@@ -16,6 +16,14 @@ pub(crate) struct PictureSpan {
     pub(crate) first_embed: usize,
 }
 
+impl PictureSpan {
+    /// The picture's embeddings under `rows`, which are rows of this span.
+    pub(crate) fn embeds_of(&self, rows: &Range<usize>) -> Range<usize> {
+        let first = self.first_embed + rows.start.saturating_sub(self.rows.start);
+        first..first + rows.len()
+    }
+}
+
 /// Embeddings that a picture gives: its patches, merged `merge_size x merge_size`.
 pub(crate) fn num_embeds(grid_thw: [u32; 3], merge_size: u32) -> usize {
     num_patches(grid_thw) / (merge_size as usize * merge_size as usize).max(1)

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use foveal_types::{ContentHash, PreparedImage, PreparedRequest, SamplingParams, TokenId};
+use foveal_llm::{GenerationDefaults, StopCriteria};
+use foveal_types::{ContentHash, PreparedImage, PreparedRequest, SamplingParams, SeqId, SlotId, TokenId};
 
 use super::Limits;
+use super::step_plan::{Ask, InputId, SequenceRows, Work};
 
 pub(crate) const PATCH_BYTES: usize = 3;
 
@@ -14,7 +16,9 @@ pub(crate) fn limits() -> Limits {
         num_blocks: 8,
         max_model_len: 200,
         max_num_batched_tokens: 16,
+        max_num_seqs: 4,
         max_patches: 64,
+        encoder_rows: 32,
         merge_size: 2,
         patch_bytes: PATCH_BYTES,
         temporal_patch_size: 2,
@@ -58,4 +62,35 @@ pub(crate) fn with_pictures(len: usize, pictures: &[(usize, PreparedImage)]) -> 
         request.images.push(PreparedImage { placeholder_start: *start, ..image.clone() });
     }
     request
+}
+
+/// A step of sequences 0, 1, ... of so many rows, and whether each samples. All that is of a row is its number.
+pub(crate) fn work_of(sequences: &[(usize, bool)]) -> Work {
+    let n = sequences.iter().map(|(rows, _)| rows).sum::<usize>();
+    let stop = StopCriteria::new(&SamplingParams::default(), &GenerationDefaults::default(), 0, 9);
+    let ask = Arc::new(Ask { prompt: Vec::new(), sampling: SamplingParams::default(), stop });
+    let mut first = 0;
+    let sequences = (0..).zip(sequences).map(|(id, &(rows, samples))| {
+        first += rows;
+        SequenceRows {
+            id: SeqId(id),
+            ask: Arc::clone(&ask),
+            rows: first - rows..first,
+            context_len: rows,
+            block_table: Vec::new(),
+            samples,
+        }
+    });
+    Work {
+        sequences: sequences.collect(),
+        input_ids: (0..n).map(|row| InputId::Known(TokenId(row as u32))).collect(),
+        positions: (0..3 * n as i32).collect(),
+        slot_mapping: (0..n).map(|row| SlotId(row as i64)).collect(),
+        image_embeds: (0..n).map(Some).collect(),
+        ..Work::default()
+    }
+}
+
+pub(crate) fn seq_ids(work: &Work) -> Vec<u64> {
+    work.sequences.iter().map(|sequence| sequence.id.0).collect()
 }

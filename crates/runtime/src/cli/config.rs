@@ -218,6 +218,8 @@ fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
         quantization,
         kv_cache_dtype,
         max_model_len,
+        // Whoever types asks one thing at a time: no memory for the logits of more.
+        max_num_seqs: Some(1),
         min_pixels,
         max_pixels,
     })

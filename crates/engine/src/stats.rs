@@ -1,0 +1,113 @@
+//! What the engine counts, and under which names it is exported.
+//!
+//! The names follow the `metrics` facade: a program that installs a recorder gets them, others pay next to nothing. Counters
+//! only grow; gauges say how it is now. Several engines in one process add up in the counters and share the gauges.
+
+/// Counts and sizes of an engine, as they were after the last step. See [`crate::Engine::stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EngineStats {
+    /// Sequences that run (gauge `foveal_running_sequences`).
+    pub running: usize,
+    /// Sequences that wait, those that made room for others included (gauge `foveal_waiting_sequences`).
+    pub waiting: usize,
+    /// Pages of the KV cache that belong to a sequence (gauge `foveal_kv_pages_used`).
+    pub kv_pages_used: usize,
+    /// Pages of the KV cache (gauge `foveal_kv_pages`).
+    pub kv_pages_total: usize,
+    /// Embeddings of pictures on the device, in use or kept for later (gauge `foveal_encoder_rows_used`).
+    pub encoder_rows_used: usize,
+    /// Embeddings that there is room for (gauge `foveal_encoder_rows`).
+    pub encoder_rows_total: usize,
+    /// Steps that computed something (counter `foveal_steps_total`).
+    pub steps: u64,
+    /// Times that a sequence made room for an older one (counter `foveal_preemptions_total`).
+    pub preemptions: u64,
+    /// Tokens that were found in the KV cache when a sequence started (counter `foveal_prefix_hit_tokens_total`).
+    pub prefix_hit_tokens: u64,
+    /// Times that a picture's embeddings were there already (counter `foveal_encoder_hits_total`).
+    pub encoder_hits: u64,
+}
+
+impl EngineStats {
+    /// Hands what has changed since `last` to the program's metrics recorder, if it has one.
+    pub(crate) fn export(&self, last: &Self) {
+        let gauges = [
+            ("foveal_running_sequences", self.running),
+            ("foveal_waiting_sequences", self.waiting),
+            ("foveal_kv_pages_used", self.kv_pages_used),
+            ("foveal_kv_pages", self.kv_pages_total),
+            ("foveal_encoder_rows_used", self.encoder_rows_used),
+            ("foveal_encoder_rows", self.encoder_rows_total),
+        ];
+        for (name, value) in gauges {
+            metrics::gauge!(name).set(value as f64);
+        }
+        let counters = [
+            ("foveal_steps_total", self.steps, last.steps),
+            ("foveal_preemptions_total", self.preemptions, last.preemptions),
+            ("foveal_prefix_hit_tokens_total", self.prefix_hit_tokens, last.prefix_hit_tokens),
+            ("foveal_encoder_hits_total", self.encoder_hits, last.encoder_hits),
+        ];
+        for (name, value, last) in counters {
+            metrics::counter!(name).increment(value.saturating_sub(last));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+    use super::*;
+
+    /// Counters as they are, gauges as the bits of an f64.
+    #[derive(Default)]
+    struct Recorded(Mutex<BTreeMap<String, Arc<AtomicU64>>>);
+
+    impl Recorded {
+        fn value(&self, key: &Key) -> Arc<AtomicU64> {
+            Arc::clone(self.0.lock().unwrap().entry(key.name().to_owned()).or_default())
+        }
+    }
+
+    impl Recorder for Recorded {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::from_arc(self.value(key))
+        }
+
+        fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::from_arc(self.value(key))
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn counters_grow_by_what_is_new_and_gauges_are_as_they_are_now() {
+        let first = EngineStats { running: 3, steps: 5, encoder_hits: 1, ..EngineStats::default() };
+        let second = EngineStats { running: 2, steps: 9, ..first };
+        let recorded = Recorded::default();
+        metrics::with_local_recorder(&recorded, || {
+            first.export(&EngineStats::default());
+            second.export(&first);
+        });
+        let values = recorded.0.into_inner().unwrap();
+        let value = |name: &str| values[name].load(Ordering::Relaxed);
+        assert_eq!((value("foveal_steps_total"), value("foveal_encoder_hits_total")), (9, 1));
+        assert_eq!(f64::from_bits(value("foveal_running_sequences")), 2.0);
+        // Whoever reads the struct finds every name there.
+        let docs = include_str!("stats.rs");
+        assert!(values.keys().all(|name| docs.contains(&format!(" `{name}`)"))), "{:?}", values.keys());
+    }
+}
