@@ -9,7 +9,7 @@ use foveal_types::{PixelLender, TokenId};
 use foveal_vision::{Normalisation, VisionTower};
 
 use crate::handle::EngineOptions;
-use crate::model_executor::{ModelExecutor, PictureRows};
+use crate::model_executor::{ModelExecutor, PictureRows, StepMemory};
 use crate::pinned_pixels::PinnedPixels;
 use crate::{Engine, EngineError, Limits};
 
@@ -25,6 +25,9 @@ pub struct EngineBuilder {
     max_model_len: Option<usize>,
     num_blocks: Option<usize>,
     kv_cache_bytes: Option<usize>,
+    gpu_memory_utilization: Option<f64>,
+    enforce_eager: bool,
+    graph_bytes: u64,
     kv_cache_dtype: Option<DType>,
     quantization: Quantization,
     max_num_batched_tokens: usize,
@@ -54,6 +57,8 @@ impl EngineBuilder {
     pub const DEFAULT_ENCODER_CACHE_BYTES: usize = 256 << 20;
     /// What `pinned_bytes` is unless it is set: copies in flight, and the pixels of some three hundred pictures of 512x512.
     pub const DEFAULT_PINNED_BYTES: usize = 256 << 20;
+    /// What `graph_bytes` is unless it is set.
+    pub const DEFAULT_GRAPH_BYTES: u64 = 1 << 30;
     /// What `max_waiting` is unless it is set.
     pub const DEFAULT_MAX_WAITING: usize = 256;
 
@@ -66,6 +71,9 @@ impl EngineBuilder {
             max_model_len: None,
             num_blocks: None,
             kv_cache_bytes: None,
+            gpu_memory_utilization: None,
+            enforce_eager: false,
+            graph_bytes: Self::DEFAULT_GRAPH_BYTES,
             kv_cache_dtype: None,
             quantization: Quantization::AsStored,
             max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
@@ -127,6 +135,29 @@ impl EngineBuilder {
     #[must_use]
     pub fn kv_cache_bytes(mut self, bytes: usize) -> Self {
         self.kv_cache_bytes = Some(bytes);
+        self
+    }
+
+    /// Gives the KV cache what is left of this share of a GPU's memory, above 0 and at most 1, when everything else has its
+    /// own. [`EngineBuilder::num_blocks`] and [`EngineBuilder::kv_cache_bytes`] go before it; on the CPU it means nothing.
+    #[must_use]
+    pub fn gpu_memory_utilization(mut self, share: f64) -> Self {
+        self.gpu_memory_utilization = Some(share);
+        self
+    }
+
+    /// Whether a GPU's steps run launch by launch instead of as recorded graphs: in the same shapes, with the same bits, and
+    /// slower.
+    #[must_use]
+    pub fn enforce_eager(mut self, is_on: bool) -> Self {
+        self.enforce_eager = is_on;
+        self
+    }
+
+    /// The most of a GPU's memory that recorded steps take. Shapes that find no room run launch by launch.
+    #[must_use]
+    pub fn graph_bytes(mut self, bytes: u64) -> Self {
+        self.graph_bytes = bytes;
         self
     }
 
@@ -240,13 +271,17 @@ impl EngineBuilder {
                  beyond 448"
             );
         }
-        let limits = self.limits(config, decoder.settings(), &device, max_model_len, kv_cache_dtype)?;
+        let mut limits = self.limits(config, decoder.settings(), &device, max_model_len, kv_cache_dtype)?;
         let Limits { max_num_seqs, max_num_batched_tokens: max_tokens, .. } = limits;
         let batch = BatchLimits { max_tokens, max_seqs: max_num_seqs, max_logit_rows: max_num_seqs };
-        let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
         let mut workspace = decoder.new_workspace(batch)?;
         decoder.tune(device.stream(), &mut workspace)?;
         let pictures = PictureRows::new(&device, tower, limits.max_patches, limits.encoder_rows)?;
+        let sampler = Sampler::new(&device, max_num_seqs, config.text.vocab_size)?;
+        if let Some(blocks) = self.blocks_that_fit(&device, decoder.settings(), kv_cache_dtype)? {
+            limits.num_blocks = blocks;
+        }
+        let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
         tracing::info!(
             weights_bytes = weights.total_bytes(),
             kv_cache_bytes = cache.len_bytes(),
@@ -260,13 +295,17 @@ impl EngineBuilder {
             encoder_rows = limits.encoder_rows,
             "memory plan"
         );
-        let sampler = Sampler::new(&device, max_num_seqs, config.text.vocab_size)?;
         let defaults = self.defaults.unwrap_or_else(|| GenerationDefaults {
             stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),
             ..GenerationDefaults::default()
         });
-        let mut executor = ModelExecutor::new(device, pictures, workspace, cache, sampler, decoder);
+        let memory = StepMemory { pictures, workspace, cache, sampler, decoder };
+        let mut executor = ModelExecutor::new(device, memory, (!self.enforce_eager).then_some(self.graph_bytes));
         executor.warm_up()?;
+        let recorded = executor.record()?;
+        if recorded.num_captured > 0 {
+            tracing::info!(%recorded, "steps recorded");
+        }
         let Self { max_waiting, prefix_caching, run_ahead, .. } = self;
         let pixels: Arc<dyn PixelLender> = Arc::new(PinnedPixels(pinned));
         Ok((executor, EngineOptions { limits, defaults, max_waiting, prefix_caching, run_ahead, pixels }))
@@ -280,9 +319,36 @@ impl EngineBuilder {
             ("max_waiting", self.max_waiting),
             ("num_blocks", self.num_blocks.unwrap_or(1)),
         ];
-        match options.into_iter().find(|(_, got)| *got == 0) {
-            Some((option, got)) => Err(EngineError::Option { option, got, expected: "at least 1".to_owned() }),
-            None => Ok(()),
+        if let Some((option, got)) = options.into_iter().find(|(_, got)| *got == 0) {
+            return Err(EngineError::Option { option, got, expected: "at least 1".to_owned() });
+        }
+        match self.gpu_memory_utilization {
+            Some(share) if !(share > 0.0 && share <= 1.0) => {
+                Err(EngineError::Share { option: "gpu_memory_utilization", got: share.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Pages that fit what is left of the GPU's memory; `None` where that isn't what decides.
+    fn blocks_that_fit(
+        &self,
+        device: &Device,
+        settings: &DecoderSettings,
+        kv_cache_dtype: DType,
+    ) -> Result<Option<usize>, EngineError> {
+        let Some((share, cuda)) = self.gpu_memory_utilization.zip(device.stream().cuda()) else { return Ok(None) };
+        if self.num_blocks.is_some() || self.kv_cache_bytes.is_some() {
+            return Ok(None);
+        }
+        let page_bytes = settings.kv_layout(kv_cache_dtype).page * settings.kv_bytes_per_token(kv_cache_dtype);
+        let (free, total) = cuda.device().memory_bytes()?;
+        let graphs = if self.enforce_eager { 0 } else { usize::try_from(self.graph_bytes).unwrap_or(usize::MAX) };
+        let taken = (total - free).saturating_add(graphs);
+        let left = ((total as f64 * share) as usize).saturating_sub(taken);
+        match left / page_bytes {
+            0 => Err(EngineError::NoRoomForCache { share, taken_bytes: taken, total_bytes: total }),
+            blocks => Ok(Some(blocks)),
         }
     }
 

@@ -28,6 +28,28 @@ pub enum EngineError {
         /// What would be right.
         expected: String,
     },
+    /// The share of a GPU's memory is none.
+    #[error("`{option}` is {got}; it must be above 0 and at most 1")]
+    Share {
+        /// The builder's function.
+        option: &'static str,
+        /// What was given.
+        got: String,
+    },
+    /// What else the model needs leaves no page to the KV cache.
+    #[error(
+        "no room for a KV cache: {taken_bytes} of the GPU's {total_bytes} bytes are taken, recorded steps included, and \
+         `gpu_memory_utilization` is {share}; raise it, lower `max_num_batched_tokens` or `max_num_seqs`, or give way to \
+         whoever else uses the GPU"
+    )]
+    NoRoomForCache {
+        /// The share of the memory that may be used.
+        share: f64,
+        /// What is taken or set aside.
+        taken_bytes: usize,
+        /// What there is.
+        total_bytes: usize,
+    },
     /// The model folder's config or weights don't fit.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

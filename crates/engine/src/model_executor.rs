@@ -3,14 +3,17 @@
 mod outcome;
 mod packed_step;
 mod picture_rows;
+mod shapes;
+mod step_memory;
 #[cfg(test)]
 mod tests;
 mod warm_up;
 
 use std::collections::{HashMap, VecDeque};
 
-use foveal_device::Device;
-use foveal_llm::{Batch, Decoder, KvCache, LlmError, Sampler, SamplerState, Workspace};
+use foveal_device::{Device, Stream};
+use foveal_graphs::{CaptureReport, Graphs};
+use foveal_llm::{Batch, LlmError, PendingTokens, SamplerState};
 use foveal_types::{DeviceFailure, RequestError, SeqId, TokenId};
 
 use crate::scheduler::{SequenceRows, StepResults, Work};
@@ -18,55 +21,102 @@ use crate::worker::StepExecutor;
 use outcome::Outcome;
 use packed_step::PackedStep;
 pub(crate) use picture_rows::PictureRows;
+use shapes::Shapes;
+use step_memory::Part;
+pub(crate) use step_memory::StepMemory;
 
 /// The model with all its memory. Owned by the engine's thread.
 ///
-/// A step is computed as it is submitted; its results wait to be asked for.
+/// On a GPU a step is sent on its way as it is submitted, padded to one of the shapes that are recorded; its tokens are read
+/// when they are asked for, and the step behind it reads them on the device. The CPU computes as steps are submitted.
 pub(crate) struct ModelExecutor {
     device: Device,
-    pictures: PictureRows,
-    workspace: Workspace,
-    cache: KvCache,
-    sampler: Sampler,
-    decoder: Decoder,
+    steps: Graphs<StepMemory>,
+    shapes: Shapes,
+    graph_bytes: u64,
+    num_resets: u64,
     states: HashMap<SeqId, SamplerState>,
     packed: PackedStep,
-    /// What the last step chose for each of its sequences that sampled, in order; `None` where that failed.
-    last_tokens: Vec<Option<TokenId>>,
-    results: VecDeque<StepResults>,
+    last: LastTokens,
+    in_flight: VecDeque<InFlight>,
+}
+
+/// What the last step chose.
+#[derive(Default)]
+struct LastTokens {
+    /// For each of its sequences that were to sample, the row of its token; `None` where that failed.
+    rows: Vec<Option<usize>>,
+    /// The tokens by row, where the host knows them already.
+    tokens: Vec<Option<TokenId>>,
+}
+
+impl LastTokens {
+    /// What the decoder reads for the token of the step's `n`th sequence that sampled.
+    fn id(&self, n: usize, is_on_device: bool) -> Option<i32> {
+        let row = self.rows.get(n).copied().flatten()?;
+        if is_on_device {
+            return i32::try_from(row).ok().map(|row| -1 - row);
+        }
+        self.tokens.get(row).copied().flatten().and_then(|token| i32::try_from(token.0).ok())
+    }
+}
+
+/// A step that has been submitted.
+struct InFlight {
+    outcome: Outcome,
+    /// Until its tokens are read.
+    pending: Option<PendingTokens>,
 }
 
 impl ModelExecutor {
-    pub(crate) fn new(
-        device: Device,
-        pictures: PictureRows,
-        workspace: Workspace,
-        cache: KvCache,
-        sampler: Sampler,
-        decoder: Decoder,
-    ) -> Self {
+    /// `graph_bytes`: the GPU's memory that recordings may take; without, steps run launch by launch, in the same shapes.
+    pub(crate) fn new(device: Device, memory: StepMemory, graph_bytes: Option<u64>) -> Self {
+        let limits = memory.workspace.limits();
+        let num_layers = memory.decoder.settings().num_hidden_layers;
+        let shapes = Shapes::new(limits.max_tokens, limits.max_seqs, memory.pictures.deepstack().len() >= num_layers);
         Self {
+            steps: Graphs::new(&device, memory).switched(graph_bytes.is_some()),
             device,
-            pictures,
-            workspace,
-            cache,
-            sampler,
-            decoder,
+            shapes,
+            graph_bytes: graph_bytes.unwrap_or(0),
+            num_resets: 0,
             states: HashMap::new(),
             packed: PackedStep::default(),
-            last_tokens: Vec::new(),
-            results: VecDeque::new(),
+            last: LastTokens::default(),
+            in_flight: VecDeque::new(),
         }
     }
 
-    /// Computes a step. What concerns one sequence is its own result, and the others run without it.
-    fn run(&mut self, work: Work) -> Result<StepResults, DeviceFailure> {
+    /// Records the steps of all shapes, as far as memory goes. Nothing to do on the CPU.
+    pub(crate) fn record(&mut self) -> Result<CaptureReport, LlmError> {
+        // Recording runs each shape once: over padding alone, which stores nothing.
+        let parts = if self.device.is_cuda() { self.shapes.parts(true) } else { Vec::new() };
+        let mut total = CaptureReport { budget_bytes: self.graph_bytes, ..CaptureReport::default() };
+        for part in parts {
+            if let Part::Rows(shape) = part {
+                let load = |memory: &mut StepMemory, stream: &Stream| {
+                    let StepMemory { decoder, cache, workspace, .. } = memory;
+                    decoder.load_batch(stream, (&NO_ROWS, 0), shape, cache, workspace)
+                };
+                self.steps.with_work(load)?;
+            }
+            total.add(self.steps.capture_all([part], self.graph_bytes.saturating_sub(total.bytes))?);
+        }
+        self.device.stream().synchronize()?;
+        self.num_resets = self.steps.stats().resets;
+        Ok(total)
+    }
+
+    /// Sends a step on its way. What concerns one sequence is its own result, and the others run without it.
+    fn start(&mut self, work: Work) -> Result<InFlight, DeviceFailure> {
         let mut step = Outcome::new(work);
         if let Some(batch) = step.take_encode() {
-            self.pictures.encode(self.device.stream(), &batch).map_err(device_failure)?;
+            let encode = |memory: &mut StepMemory, stream: &Stream| memory.pictures.encode(stream, &batch);
+            self.steps.with_work(encode).map_err(device_failure)?;
         }
+        let pictures = &self.steps.work().pictures;
         step.fail_where(|sequence, image_embeds| {
-            let has_bad_row = image_embeds.iter().flatten().any(|row| self.pictures.is_unusable(*row));
+            let has_bad_row = image_embeds.iter().flatten().any(|row| pictures.is_unusable(*row));
             if has_bad_row {
                 return Err(RequestError::new("invalid_image", "a picture of this request could not be encoded"));
             }
@@ -75,9 +125,13 @@ impl ModelExecutor {
             }
             Ok(())
         });
+        let mut pending = None;
         while !step.work().sequences.is_empty() {
-            match self.compute(&mut step) {
-                Ok(()) => break,
+            match self.launch(&step) {
+                Ok(tokens) => {
+                    pending = Some(tokens);
+                    break;
+                }
                 Err(error) => match error.sequence() {
                     // Found before anything was launched.
                     Some(at) => step.fail(at, RequestError::new("invalid_prompt", error.to_string()).into()),
@@ -85,32 +139,90 @@ impl ModelExecutor {
                 },
             }
         }
-        self.last_tokens = step.sampled_tokens();
-        Ok(step.into_results())
+        self.last = LastTokens { rows: step.sampled_rows(), tokens: Vec::new() };
+        if self.steps.stats().resets != self.num_resets {
+            let report = self.record().map_err(device_failure)?;
+            tracing::warn!(%report, "memory was given back while steps were prepared; recorded them again");
+        }
+        Ok(InFlight { outcome: step, pending })
     }
 
-    /// Runs the decoder over all rows and chooses the tokens that are due.
-    fn compute(&mut self, step: &mut Outcome) -> Result<(), LlmError> {
-        let stream = self.device.stream();
-        let work = step.work();
-        self.packed.pack(work, &self.last_tokens);
-        let image = match work.image_embeds.iter().any(Option::is_some) {
-            true => Some(self.pictures.rows(&self.packed.image_index)),
-            false => None,
-        };
-        let batch = Batch { image: image.as_ref().map(|rows| rows.as_image_rows()), ..self.packed.batch() };
-        let logits = self.decoder.forward(stream, &batch, &mut self.cache, &mut self.workspace)?;
-
-        let sampling = work.sequences.iter().filter(|sequence| sequence.samples);
+    /// Runs the decoder over all rows and has the tokens chosen that are due.
+    fn launch(&mut self, step: &Outcome) -> Result<PendingTokens, LlmError> {
+        let (work, is_cuda) = (step.work(), self.device.is_cuda());
+        self.packed.pack(work, |n| self.last.id(n, is_cuda));
+        let has_images = work.image_embeds.iter().any(Option::is_some);
+        if is_cuda {
+            self.launch_padded(has_images)?
+        } else {
+            self.compute(has_images)?
+        }
         let mut states: Vec<(SeqId, SamplerState)> =
-            sampling.filter_map(|sequence| self.states.remove_entry(&sequence.id)).collect();
+            step.sampling().filter_map(|sequence| self.states.remove_entry(&sequence.id)).collect();
         let mut borrowed: Vec<&mut SamplerState> = states.iter_mut().map(|(_, state)| state).collect();
-        let sampled = self.sampler.sample(stream, logits, &mut borrowed)?;
+        let tokens = self.steps.with_work(|StepMemory { workspace, sampler, .. }, stream| {
+            sampler.begin(stream, workspace.logits(borrowed.len())?, &mut borrowed)
+        });
         self.states.extend(states);
-        step.take_tokens(sampled);
+        tokens
+    }
+
+    /// On a GPU: one copy, and one call for each of the step's two parts.
+    fn launch_padded(&mut self, has_images: bool) -> Result<(), LlmError> {
+        let Self { steps, packed, shapes, last, .. } = self;
+        let (shape, num_rows) = steps.with_work(|memory, stream| {
+            let StepMemory { pictures, workspace, cache, decoder, .. } = memory;
+            let image = has_images.then(|| pictures.rows(&packed.image_index));
+            let batch = Batch { image: image.as_ref().map(|rows| rows.as_image_rows()), ..packed.batch() };
+            let shape = shapes.of(&batch);
+            decoder.load_batch(stream, (&batch, last.rows.len()), shape, cache, workspace)?;
+            Ok::<_, LlmError>((shape, batch.num_tokens()))
+        })?;
+        steps.run(Part::Rows(shape))?;
+        steps.count_rows(num_rows, shape.rows);
+        let num_logits = packed.batch().logit_rows.len();
+        if num_logits == 0 { Ok(()) } else { steps.run(shapes.logits(num_logits, has_images)) }
+    }
+
+    /// On the CPU: without padding.
+    fn compute(&mut self, has_images: bool) -> Result<(), LlmError> {
+        let packed = &self.packed;
+        self.steps.with_work(|StepMemory { pictures, workspace, cache, decoder, .. }, stream| {
+            let image = has_images.then(|| pictures.rows(&packed.image_index));
+            let batch = Batch { image: image.as_ref().map(|rows| rows.as_image_rows()), ..packed.batch() };
+            decoder.forward(stream, &batch, cache, workspace).map(|_| ())
+        })
+    }
+
+    /// Reads a step's tokens.
+    fn finish(&mut self, step: &mut InFlight) -> Result<(), LlmError> {
+        let Some(pending) = step.pending.take() else { return Ok(()) };
+        let tokens = self.steps.with_work(|memory, _| memory.sampler.finish(pending))?;
+        for (sequence, token) in step.outcome.sampling().zip(&tokens) {
+            if let (Some(state), Ok(token)) = (self.states.get_mut(&sequence.id), token) {
+                state.record(token.token_id);
+            }
+        }
+        if !self.device.is_cuda() {
+            self.last.tokens = tokens.iter().map(|token| token.as_ref().ok().map(|token| token.token_id)).collect();
+        }
+        step.outcome.take_tokens(tokens);
         Ok(())
     }
 }
+
+/// A step of padding alone.
+const NO_ROWS: Batch<'static> = Batch {
+    input_ids: &[],
+    positions: &[],
+    slot_mapping: &[],
+    cu_seqlens: &[0],
+    context_lens: &[],
+    block_tables: &[],
+    max_blocks: 0,
+    logit_rows: &[],
+    image: None,
+};
 
 fn new_state(sequence: &SequenceRows) -> Result<SamplerState, RequestError> {
     let ask = &*sequence.ask;
@@ -123,13 +235,18 @@ fn device_failure(error: impl std::error::Error) -> DeviceFailure {
 
 impl StepExecutor for ModelExecutor {
     fn submit(&mut self, work: Work) -> Result<(), DeviceFailure> {
-        let results = self.run(work)?;
-        self.results.push_back(results);
+        let mut step = self.start(work)?;
+        if !self.device.is_cuda() {
+            self.finish(&mut step).map_err(device_failure)?;
+        }
+        self.in_flight.push_back(step);
         Ok(())
     }
 
     fn wait(&mut self) -> Result<StepResults, DeviceFailure> {
-        self.results.pop_front().ok_or_else(|| DeviceFailure::new("no step is in flight"))
+        let mut step = self.in_flight.pop_front().ok_or_else(|| DeviceFailure::new("no step is in flight"))?;
+        self.finish(&mut step).map_err(device_failure)?;
+        Ok(step.outcome.into_results())
     }
 
     fn forget(&mut self, id: SeqId) {

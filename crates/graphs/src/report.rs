@@ -18,6 +18,16 @@ pub struct CaptureReport {
     pub elapsed: Duration,
 }
 
+impl CaptureReport {
+    /// Counts what another recording did, within the same budget.
+    pub fn add(&mut self, other: Self) {
+        self.num_captured += other.num_captured;
+        self.num_left_out += other.num_left_out;
+        self.bytes += other.bytes;
+        self.elapsed += other.elapsed;
+    }
+}
+
 impl fmt::Display for CaptureReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

@@ -1,7 +1,7 @@
 //! A step's work and what becomes of its sequences.
 
 use foveal_llm::{LlmError, SampledToken};
-use foveal_types::{Error, RequestError, TokenId, TokenLogprobs, TokenOutput};
+use foveal_types::{Error, RequestError, TokenLogprobs, TokenOutput};
 
 use crate::scheduler::{EncodeBatch, SequenceRows, StepResults, Work};
 
@@ -79,10 +79,17 @@ impl Outcome {
         }
     }
 
-    /// The token of each sequence that was to sample, those that failed included.
-    pub(crate) fn sampled_tokens(&self) -> Vec<Option<TokenId>> {
-        let sampled = self.results.iter().zip(&self.samples).filter(|(_, samples)| **samples);
-        sampled.map(|(result, _)| result.as_ref().ok()?.as_ref().map(|token| token.token_id)).collect()
+    /// The sequences left that sample, in order.
+    pub(crate) fn sampling(&self) -> impl Iterator<Item = &SequenceRows> {
+        self.work.sequences.iter().filter(|sequence| sequence.samples)
+    }
+
+    /// For each sequence that was to sample, its place among those left that do; `None` for those that failed before.
+    pub(crate) fn sampled_rows(&self) -> Vec<Option<usize>> {
+        let sampling = self.places.iter().filter(|&&place| self.samples.get(place) == Some(&true));
+        let left: Vec<usize> = sampling.copied().collect();
+        let planned = self.samples.iter().enumerate().filter(|(_, samples)| **samples);
+        planned.map(|(place, _)| left.iter().position(|&other| other == place)).collect()
     }
 
     pub(crate) fn into_results(self) -> StepResults {
@@ -92,6 +99,8 @@ impl Outcome {
 
 #[cfg(test)]
 mod tests {
+    use foveal_types::TokenId;
+
     use super::*;
     use crate::scheduler::testing::{seq_ids, work_of};
 
@@ -116,8 +125,8 @@ mod tests {
             if embeds.contains(&Some(4)) { Err(error()) } else { Ok(()) }
         });
         assert_eq!(seq_ids(outcome.work()), [1, 3]);
+        assert_eq!(outcome.sampled_rows(), [None, None, Some(0)]);
         outcome.take_tokens(vec![token(9)]);
-        assert_eq!(outcome.sampled_tokens(), [None, None, Some(TokenId(9))]);
         let results = outcome.into_results().sequences;
         assert!(matches!(&results[..], [Err(_), Ok(None), Err(_), Ok(Some(_))]), "{results:?}");
     }

@@ -1,7 +1,6 @@
 //! A step's integers in the form that the decoder takes, in memory that is kept from step to step.
 
 use foveal_llm::Batch;
-use foveal_types::TokenId;
 
 use crate::scheduler::{InputId, Work};
 
@@ -30,15 +29,15 @@ fn refill<T>(buffer: &mut Vec<T>, values: impl Iterator<Item = T>) {
 }
 
 impl PackedStep {
-    /// `last_tokens` are those of the step before, one for each sequence that sampled. Where there is none, that sequence has
-    /// failed; -1 lets the decoder's check find its row, too.
-    pub(crate) fn pack(&mut self, work: &Work, last_tokens: &[Option<TokenId>]) {
+    /// `sampled` gives the id that stands for the token of the step before's `n`th sequence that sampled. Where there is none,
+    /// that sequence has failed; what is no id at all lets the decoder's check find its row, too.
+    pub(crate) fn pack(&mut self, work: &Work, sampled: impl Fn(usize) -> Option<i32>) {
         let sequences = &work.sequences;
-        let token = |id: &InputId| match *id {
-            InputId::Known(token) => Some(token),
-            InputId::Sampled(n) => last_tokens.get(n).copied().flatten(),
+        let id = |id: &InputId| match *id {
+            InputId::Known(token) => int(token.0),
+            InputId::Sampled(n) => sampled(n).unwrap_or(i32::MIN),
         };
-        refill(&mut self.input_ids, work.input_ids.iter().map(|id| token(id).map_or(-1, |token| int(token.0))));
+        refill(&mut self.input_ids, work.input_ids.iter().map(id));
         refill(&mut self.positions, work.positions.iter().copied());
         refill(&mut self.slot_mapping, work.slot_mapping.iter().map(|slot| slot.0));
         refill(&mut self.cu_seqlens, std::iter::once(0).chain(sequences.iter().map(|s| int(s.rows.end))));

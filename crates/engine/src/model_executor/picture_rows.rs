@@ -103,10 +103,19 @@ impl PictureRows {
         self.unusable.iter().any(|rows| rows.contains(&row))
     }
 
+    /// The arena: `[encoder_rows, hidden_size]`.
+    pub(crate) fn embeds(&self) -> View<'_> {
+        self.embeds.view()
+    }
+
+    /// One view of that size per deepstack level.
+    pub(crate) fn deepstack(&self) -> Vec<View<'_>> {
+        self.deepstack.iter().map(Tensor::view).collect()
+    }
+
     /// The arena; `index` says which of its rows each row of the step takes.
     pub(crate) fn rows<'a>(&'a self, index: &'a [i32]) -> StepImageRows<'a> {
-        let deepstack = self.deepstack.iter().map(Tensor::view).collect();
-        StepImageRows { embeds: self.embeds.view(), deepstack, index }
+        StepImageRows { embeds: self.embeds(), deepstack: self.deepstack(), index }
     }
 }
 

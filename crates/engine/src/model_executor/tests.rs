@@ -77,7 +77,7 @@ impl Rig {
     /// Runs what `due` says from which round on until every request has ended.
     fn play(&mut self, mut due: Vec<(usize, Event)>, options: Options) -> (Vec<Answer>, EngineStats) {
         // A workload that failed may have left something.
-        self.executor.results.clear();
+        self.executor.in_flight.clear();
         self.executor.states.clear();
         let scheduler = Scheduler::new(options.limits(self.limits), self.defaults.clone(), options.prefix_caching);
         let num_requests = due.iter().filter(|(_, event)| matches!(event, Event::Arrived(..))).count();

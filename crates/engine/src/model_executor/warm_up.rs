@@ -1,9 +1,10 @@
 //! A first request that nobody asked for: it has kernels compiled and loaded before somebody waits for them.
 
+use foveal_device::Stream;
 use foveal_llm::{Batch, GenerationDefaults, LlmError, SamplerState, StopCriteria};
 use foveal_types::{ContentHash, PreparedImage, SamplingParams};
 
-use super::ModelExecutor;
+use super::{ModelExecutor, StepMemory};
 use crate::EngineError;
 use crate::scheduler::EncodeBatch;
 
@@ -19,15 +20,18 @@ impl ModelExecutor {
         if !self.device.is_cuda() {
             return Ok(());
         }
-        self.warm_up_pictures()?;
-        for rows in [PROMPT_ROWS.min(self.workspace.limits().max_tokens), 1] {
-            self.warm_up_rows(rows)?;
-        }
-        self.device.stream().synchronize()?;
-        Ok(())
+        self.steps.with_work(|memory, stream| {
+            memory.warm_up_pictures(stream)?;
+            for rows in [PROMPT_ROWS.min(memory.workspace.limits().max_tokens), 1] {
+                memory.warm_up_rows(stream, rows)?;
+            }
+            Ok(stream.synchronize()?)
+        })
     }
+}
 
-    fn warm_up_pictures(&mut self) -> Result<(), EngineError> {
+impl StepMemory {
+    fn warm_up_pictures(&mut self, stream: &Stream) -> Result<(), EngineError> {
         let (cell_patches, max_patches) = (self.pictures.merge_size().pow(2), self.pictures.max_patches());
         let cells = (1..=CELLS).rev().find(|cells| (cells * cells * cell_patches) as usize <= max_patches);
         let Some(side) = cells.map(|cells| cells * self.pictures.merge_size()) else { return Ok(()) };
@@ -40,11 +44,11 @@ impl ModelExecutor {
             placeholder_start: 0,
         };
         let rows = 0..((side * side) / cell_patches) as usize;
-        self.pictures.encode(self.device.stream(), &EncodeBatch { images: vec![image], rows })?;
+        self.pictures.encode(stream, &EncodeBatch { images: vec![image], rows })?;
         Ok(())
     }
 
-    fn warm_up_rows(&mut self, rows: usize) -> Result<(), EngineError> {
+    fn warm_up_rows(&mut self, stream: &Stream, rows: usize) -> Result<(), EngineError> {
         let int = |n: usize| i32::try_from(n).unwrap_or(i32::MAX);
         let page = self.cache.layout().page;
         let ids = vec![0; rows];
@@ -62,7 +66,6 @@ impl ModelExecutor {
             logit_rows: &[int(rows) - 1],
             image: None,
         };
-        let stream = self.device.stream();
         let drawn =
             SamplingParams { temperature: 1.0, top_k: 8, top_p: 0.9, seed: Some(0), ..SamplingParams::default() };
         for params in [SamplingParams::default(), drawn] {
