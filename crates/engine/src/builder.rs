@@ -232,7 +232,7 @@ impl EngineBuilder {
     }
 
     /// Whether a step is planned and sent off before the results of the one before it are there, so that the device need not
-    /// wait for the host (off unless it is switched on). Answers are the same; each ends with a step in vain.
+    /// wait for the host (off unless it is switched on). Answers are the same; one that a stop token ends costs a row in vain.
     #[must_use]
     pub fn run_ahead(mut self, is_on: bool) -> Self {
         self.run_ahead = is_on;

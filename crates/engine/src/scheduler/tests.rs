@@ -284,6 +284,21 @@ fn a_failed_sequence_leaves_nothing_behind() {
 }
 
 #[test]
+fn the_picture_of_a_failed_sequence_is_encoded_again() {
+    for depth in [1, 2] {
+        let mut machine = Machine::with_depth(limits(), depth);
+        let ask = || answer(with_pictures(12, &[(2, picture([1, 4, 4], 1))]), 3);
+        let bad = machine.send(ask());
+        machine.fail_at(bad, 4);
+        machine.run();
+        machine.send(ask());
+        machine.run();
+        assert_eq!(machine.encoded(), [1, 1], "its embeddings may be what failed");
+        machine.check_end(|id| id == bad);
+    }
+}
+
+#[test]
 fn an_executor_that_breaks_its_word_fails_the_sequence() {
     let mut scheduler = Scheduler::new(limits(), machine::model(), true);
     for id in 0..2 {
