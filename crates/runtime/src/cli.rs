@@ -1,6 +1,7 @@
 //! The command line: arguments, commands, what is printed where.
 
 pub(crate) mod args;
+mod bench;
 mod chat;
 pub(crate) mod config;
 mod doctor;
@@ -28,6 +29,7 @@ pub(crate) fn execute(config: Config) -> Result<(), CliError> {
         Config::Inspect(config) => inspect::inspect(&config),
         Config::Doctor(output) => doctor::doctor(output),
         Config::Verify(config) => verify::verify(&config),
+        Config::Bench(config) => bench::bench(&config),
     }
 }
 

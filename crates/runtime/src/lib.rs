@@ -17,6 +17,7 @@ mod options;
 mod parts;
 mod picture;
 mod reference;
+mod throughput;
 mod verify;
 
 pub use answer::{Answer, AnswerEvent};
@@ -29,4 +30,5 @@ pub use options::{LoadFormat, ModelOptions};
 pub use parts::{normalisation, processor_settings};
 pub use picture::Picture;
 pub use reference::{Reference, ReferenceCase};
+pub use throughput::{Percentiles, ThroughputOptions, ThroughputReport, throughput};
 pub use verify::{CaseReport, LogitError, MAX_CASE_NOISE_RATIO, MAX_NOISE_RATIO, VerifyReport, verify};

@@ -3,10 +3,11 @@
 use foveal_checkpoint::ModelFolder;
 use foveal_engine::Engine;
 use foveal_llm::GenerationDefaults;
+use foveal_mrope::PositionRule;
 use foveal_processor::{ChatRequest, Processor, ProcessorError};
-use foveal_types::{PreparedRequest, SamplingParams};
+use foveal_types::{PreparedRequest, SamplingParams, TokenId};
 
-use crate::parts::{Parts, most_patches};
+use crate::parts::{Parts, most_patches, processor_settings};
 use crate::{Answer, ModelOptions, RuntimeError};
 
 /// A model that answers: processor and engine put together. Share it between threads by reference or in an `Arc`.
@@ -16,6 +17,8 @@ pub struct Model {
     processor: Processor,
     engine: Engine,
     defaults: GenerationDefaults,
+    position_rule: PositionRule,
+    image_token_id: TokenId,
 }
 
 impl Model {
@@ -31,9 +34,19 @@ impl Model {
         let Parts { device, config, defaults, max_model_len, processor, normalisation, weights } =
             Parts::open(folder, options, on_progress)?;
         let kv_cache_dtype = options.kv_cache_dtype.unwrap_or(device.activation_dtype());
-        let mut builder = Engine::builder();
+        let settings = processor_settings(&config, max_model_len);
+        let mut builder = Engine::builder()
+            .enforce_eager(options.enforce_eager)
+            .run_ahead(options.run_ahead)
+            .prefix_caching(!options.no_prefix_caching);
         if let Some(sequences) = options.max_num_seqs {
             builder = builder.max_num_seqs(sequences);
+        }
+        if let Some(tokens) = options.max_num_batched_tokens {
+            builder = builder.max_num_batched_tokens(tokens);
+        }
+        if let Some(share) = options.gpu_memory_utilization {
+            builder = builder.gpu_memory_utilization(share);
         }
         let engine = builder
             .model(config, weights)
@@ -46,7 +59,9 @@ impl Model {
             // What fits the conversation fits the workspace: the engine takes no more than the conversation can hold.
             .max_patches(processor.vision_config().map_or(1, most_patches))
             .build()?;
-        Ok(Self { name: folder.name().to_owned(), processor, engine, defaults })
+        let name = folder.name().to_owned();
+        let (position_rule, image_token_id) = (settings.position_rule, settings.image_token_id);
+        Ok(Self { name, processor, engine, defaults, position_rule, image_token_id })
     }
 
     /// The folder's name.
@@ -59,6 +74,16 @@ impl Model {
     #[must_use]
     pub fn default_sampling(&self) -> SamplingParams {
         self.defaults.sampling.clone()
+    }
+
+    /// How prompts are positioned.
+    pub(crate) fn position_rule(&self) -> PositionRule {
+        self.position_rule
+    }
+
+    /// The token that stands for a picture's embeddings.
+    pub(crate) fn image_token_id(&self) -> TokenId {
+        self.image_token_id
     }
 
     /// What turns chats into requests.

@@ -41,6 +41,17 @@ pub struct ModelOptions {
     pub max_model_len: Option<usize>,
     /// The most answers that are written side by side; `None` takes the engine's default. `foveal run` writes one.
     pub max_num_seqs: Option<usize>,
+    /// The most tokens of a step; `None` takes the engine's default.
+    pub max_num_batched_tokens: Option<usize>,
+    /// The share of a GPU's memory that is used, the KV cache taking what is left of it; `None` gives the cache what one
+    /// conversation needs.
+    pub gpu_memory_utilization: Option<f64>,
+    /// Whether a GPU's steps run launch by launch.
+    pub enforce_eager: bool,
+    /// Whether a step is sent off before the last one's tokens are known.
+    pub run_ahead: bool,
+    /// Whether every prompt is computed anew.
+    pub no_prefix_caching: bool,
     /// Pictures with fewer pixels are enlarged; `None` takes the model's setting.
     pub min_pixels: Option<u64>,
     /// Pictures with more pixels are reduced; `None` takes the model's setting.

@@ -34,6 +34,14 @@ Examples:
 
 In a chat each line is one turn; /image FILE adds a picture to the next one, /help lists the other commands.";
 
+const BENCH_EXAMPLES: &str = "\
+Examples:
+  foveal bench throughput --max-concurrency 4 --input-len 100 --output-len 50 --image-size 128x128
+      The demonstration model on this machine.
+  foveal bench throughput --model Qwen3-VL-8B-Instruct --load-format dummy --quantization fp8 --kv-cache-dtype fp8 \\
+      --max-concurrency 1,8,32,128
+      A model of full size with random weights, which only needs its folder's small files.";
+
 const DOCTOR_PLACES: &str = "\
 Environment:
   FOVEAL_CUDA_LIBS   folders that are searched first for libnvrtc.so.13 and libcublasLt.so.13, separated by `:`
@@ -74,6 +82,67 @@ pub(crate) enum RawCommand {
     /// tests/reference/hf_reference.py writes one. Exit status 0 if every prompt is tokenised alike and the errors are
     /// within 1.5 times transformers' own in bfloat16; 1 if not.
     Verify(RawVerify),
+    /// Measures speed.
+    #[command(subcommand)]
+    Bench(RawBench),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RawBench {
+    /// Measures how fast many requests at once are answered, without HTTP.
+    ///
+    /// A closed loop of synthetic requests of exact lengths: random tokens, pictures of noise, greedy answers that no stop
+    /// token ends. One request goes before, which is not measured. The layout is that of `vllm bench serve`.
+    #[command(after_help = BENCH_EXAMPLES)]
+    Throughput(Box<RawThroughput>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RawThroughput {
+    /// Model folder as the hub has it. Without it: the built-in demonstration model
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Requests at once; several numbers, separated by commas, are measured one after another
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "32")]
+    pub(crate) max_concurrency: Vec<usize>,
+    /// Requests in all [default: three for each at once]
+    #[arg(long, value_name = "N")]
+    pub(crate) num_prompts: Option<usize>,
+    /// Text tokens of a prompt
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) input_len: usize,
+    /// Tokens of an answer
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) output_len: usize,
+    /// Pictures of a prompt
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) num_images: usize,
+    /// Size of a picture, WIDTHxHEIGHT in pixels
+    #[arg(long, value_name = "SIZE", default_value = "512x512")]
+    pub(crate) image_size: String,
+    /// Where the random numbers begin
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// The most requests that run side by side [default: the largest --max-concurrency]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_seqs: Option<usize>,
+    /// The most tokens of a step
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub(crate) max_num_batched_tokens: usize,
+    /// The share of the GPU's memory that is used; the KV cache takes what is left of it
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    pub(crate) gpu_memory_utilization: f64,
+    /// Wait for a step's tokens before the next one is begun
+    #[arg(long)]
+    pub(crate) no_run_ahead: bool,
+    /// Compute every prompt anew
+    #[arg(long)]
+    pub(crate) no_enable_prefix_caching: bool,
+    /// Print one JSON object for each concurrency
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) machine: RawMachine,
 }
 
 #[derive(Debug, Args)]

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use foveal_device::DeviceKind;
 use foveal_llm::{Quantization, parse_kv_cache_dtype};
-use foveal_runtime::{LoadFormat, ModelOptions};
+use foveal_runtime::{LoadFormat, ModelOptions, ThroughputOptions};
 use foveal_types::SamplingParams;
 
-use super::args::{RawArgs, RawCommand, RawInspect, RawMachine, RawRun, RawSampling, RawVerify};
+use super::args::{
+    RawArgs, RawBench, RawCommand, RawInspect, RawMachine, RawRun, RawSampling, RawThroughput, RawVerify,
+};
 use super::error::UsageError;
 use super::sampling::SamplingOverrides;
 
@@ -21,6 +23,7 @@ pub(crate) enum Config {
     Inspect(InspectConfig),
     Doctor(Output),
     Verify(Box<VerifyConfig>),
+    Bench(Box<BenchConfig>),
 }
 
 /// Where a model is.
@@ -82,6 +85,9 @@ impl Config {
             RawCommand::Run(raw) => RunConfig::new(*raw).map(|config| Self::Run(Box::new(config))),
             RawCommand::Inspect(raw) => InspectConfig::new(raw).map(Self::Inspect),
             RawCommand::Doctor(raw) => Ok(Self::Doctor(output(raw.json))),
+            RawCommand::Bench(RawBench::Throughput(raw)) => {
+                BenchConfig::new(*raw).map(|config| Self::Bench(Box::new(config)))
+            }
             RawCommand::Verify(raw) => VerifyConfig::new(raw).map(|config| Self::Verify(Box::new(config))),
         }
     }
@@ -139,6 +145,76 @@ impl VerifyConfig {
         let RawVerify { model, reference, json, machine } = raw;
         Ok(Self { model: place(Some(model)), reference, output: output(json), options: options(machine)? })
     }
+}
+
+#[derive(Debug)]
+pub(crate) struct BenchConfig {
+    pub(crate) model: ModelPlace,
+    /// One for each concurrency.
+    pub(crate) runs: Vec<ThroughputOptions>,
+    pub(crate) output: Output,
+    pub(crate) options: ModelOptions,
+}
+
+impl BenchConfig {
+    fn new(raw: RawThroughput) -> Result<Self, UsageError> {
+        let RawThroughput {
+            model, max_concurrency, num_prompts, input_len, output_len, num_images, seed, json, ..
+        } = raw;
+        let at_least_one = [
+            ("--max-concurrency", max_concurrency.iter().copied().min().unwrap_or(0)),
+            ("--num-prompts", num_prompts.unwrap_or(1)),
+            ("--input-len", input_len),
+            ("--output-len", output_len),
+            ("--max-num-seqs", raw.max_num_seqs.unwrap_or(1)),
+            ("--max-num-batched-tokens", raw.max_num_batched_tokens),
+        ];
+        if let Some((option, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
+            return Err(UsageError::new(format!("{option} is 0; it must be at least 1")));
+        }
+        if !(raw.gpu_memory_utilization > 0.0 && raw.gpu_memory_utilization <= 1.0) {
+            let got = raw.gpu_memory_utilization;
+            return Err(UsageError::new(format!(
+                "--gpu-memory-utilization is {got}; it must be above 0 and at most 1"
+            )));
+        }
+        let image_size = image_size(&raw.image_size)?;
+        let runs = max_concurrency.iter().map(|&concurrency| ThroughputOptions {
+            num_prompts: num_prompts.unwrap_or(concurrency.saturating_mul(PROMPTS_EACH)),
+            concurrency,
+            input_len,
+            output_len,
+            num_images,
+            image_size,
+            seed,
+        });
+        let most = max_concurrency.iter().copied().max().unwrap_or(1);
+        Ok(Self {
+            model: place(model),
+            runs: runs.collect(),
+            output: output(json),
+            options: ModelOptions {
+                max_num_seqs: Some(raw.max_num_seqs.unwrap_or(most)),
+                max_num_batched_tokens: Some(raw.max_num_batched_tokens),
+                gpu_memory_utilization: Some(raw.gpu_memory_utilization),
+                run_ahead: !raw.no_run_ahead,
+                no_prefix_caching: raw.no_enable_prefix_caching,
+                ..options(raw.machine)?
+            },
+        })
+    }
+}
+
+/// Requests for each at once, unless there is a number: the first wave and the last are not all of it.
+const PROMPTS_EACH: usize = 3;
+
+/// `512x512`.
+fn image_size(text: &str) -> Result<[u32; 2], UsageError> {
+    let sides =
+        text.split_once(['x', 'X']).and_then(|(width, height)| Some([width.parse().ok()?, height.parse().ok()?]));
+    sides.filter(|sides| sides.iter().all(|&side| side > 0)).ok_or_else(|| {
+        UsageError::new(format!("--image-size is `{text}`; give a width and a height in pixels, as 512x512"))
+    })
 }
 
 fn place(model: Option<PathBuf>) -> ModelPlace {
@@ -212,6 +288,7 @@ fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
     }
     let device = device.parse::<DeviceKind>().map_err(|error| UsageError::new(format!("--device: {error}")))?;
     Ok(ModelOptions {
+        enforce_eager: raw.enforce_eager,
         device,
         threads,
         load_format,
@@ -222,5 +299,6 @@ fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
         max_num_seqs: Some(1),
         min_pixels,
         max_pixels,
+        ..ModelOptions::default()
     })
 }

@@ -15,6 +15,11 @@ impl Progress {
         Self::new(what, "{msg} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}")
     }
 
+    /// Requests of a benchmark.
+    pub(crate) fn of_requests(what: &'static str) -> Self {
+        Self::new(what, "{msg} [{bar:30}] {pos} of {len} requests, {elapsed}")
+    }
+
     /// Tokens of a prompt.
     pub(crate) fn of_tokens(what: &'static str) -> Self {
         Self::new(what, "{msg} [{bar:30}] {pos} of {len} tokens")

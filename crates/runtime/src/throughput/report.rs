@@ -1,0 +1,149 @@
+//! What a closed loop came to; names as `vllm bench serve` has them.
+
+use std::time::Duration;
+
+use foveal_engine::EngineStats;
+use serde::Serialize;
+
+use super::{ThroughputOptions, Timeline};
+
+/// A distribution of times in milliseconds; zeros where there are none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Percentiles {
+    /// The mean.
+    pub mean: f64,
+    /// What half of them lie at or below.
+    pub p50: f64,
+    /// What nine tenths lie at or below.
+    pub p90: f64,
+    /// What 99 % lie at or below.
+    pub p99: f64,
+}
+
+impl Percentiles {
+    fn of(mut ms: Vec<f64>) -> Self {
+        if ms.is_empty() {
+            return Self::default();
+        }
+        ms.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let index = ((ms.len() as f64 * share).ceil() as usize).saturating_sub(1);
+            ms.get(index.min(ms.len() - 1)).copied().unwrap_or_default()
+        };
+        Self { mean: ms.iter().sum::<f64>() / ms.len() as f64, p50: at(0.5), p90: at(0.9), p99: at(0.99) }
+    }
+}
+
+/// What a closed loop came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct ThroughputReport {
+    /// Requests at once.
+    pub concurrency: usize,
+    /// Requests that were answered.
+    pub completed: usize,
+    /// Seconds from the first request's start to the last one's end.
+    pub duration: f64,
+    /// Prompt tokens, those of pictures included.
+    pub total_input_tokens: usize,
+    /// Of them, tokens of pictures.
+    pub total_image_tokens: usize,
+    /// Tokens of answers.
+    pub total_output_tokens: usize,
+    /// Requests a second.
+    pub request_throughput: f64,
+    /// Tokens of answers a second.
+    pub output_throughput: f64,
+    /// All tokens a second.
+    pub total_token_throughput: f64,
+    /// Milliseconds from a request's sending to its first token.
+    pub ttft_ms: Percentiles,
+    /// Milliseconds for each token behind the first, a request's mean.
+    pub tpot_ms: Percentiles,
+    /// Milliseconds between neighbouring tokens.
+    pub itl_ms: Percentiles,
+    /// Milliseconds from a request's sending to its last token.
+    pub e2el_ms: Percentiles,
+    /// Milliseconds that making a request took, pixels included, which is in none of the others.
+    pub prepare_ms: Percentiles,
+    /// Times that a request made room for an older one.
+    pub preemptions: u64,
+    /// Steps of the engine, those of the first request included.
+    pub steps: u64,
+}
+
+impl ThroughputReport {
+    pub(super) fn new(
+        options: &ThroughputOptions,
+        elapsed: Duration,
+        timelines: &[Timeline],
+        stats: EngineStats,
+    ) -> Self {
+        let seconds = elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+        let sum = |of: fn(&Timeline) -> usize| timelines.iter().map(of).sum::<usize>();
+        let (input, output) = (sum(|t| t.prompt_tokens), sum(|t| t.tokens.len()));
+        let ms = |time: &Duration| time.as_secs_f64() * 1e3;
+        let ends = || timelines.iter().filter_map(|t| Some((t.tokens.first()?, t.tokens.last()?, t.tokens.len() - 1)));
+        let between = |t: &Timeline| -> Vec<f64> {
+            t.tokens.iter().zip(t.tokens.iter().skip(1)).map(|(a, b)| ms(b) - ms(a)).collect()
+        };
+        Self {
+            concurrency: options.concurrency,
+            completed: timelines.len(),
+            duration: seconds,
+            total_input_tokens: input,
+            total_image_tokens: sum(|t| t.image_tokens),
+            total_output_tokens: output,
+            request_throughput: timelines.len() as f64 / seconds,
+            output_throughput: output as f64 / seconds,
+            total_token_throughput: (input + output) as f64 / seconds,
+            ttft_ms: Percentiles::of(ends().map(|(first, ..)| ms(first)).collect()),
+            tpot_ms: Percentiles::of(
+                ends().filter(|end| end.2 > 0).map(|(first, last, n)| (ms(last) - ms(first)) / n as f64).collect(),
+            ),
+            itl_ms: Percentiles::of(timelines.iter().flat_map(between).collect()),
+            e2el_ms: Percentiles::of(ends().map(|(_, last, _)| ms(last)).collect()),
+            prepare_ms: Percentiles::of(timelines.iter().map(|t| ms(&t.prepared)).collect()),
+            preemptions: stats.preemptions,
+            steps: stats.steps,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_ranks() {
+        let of = Percentiles::of((1..=100).rev().map(f64::from).collect());
+        assert_eq!(of, Percentiles { mean: 50.5, p50: 50.0, p90: 90.0, p99: 99.0 });
+        assert_eq!(Percentiles::of(vec![3.0]), Percentiles { mean: 3.0, p50: 3.0, p90: 3.0, p99: 3.0 });
+        assert_eq!(Percentiles::of(Vec::new()), Percentiles::default());
+    }
+
+    #[test]
+    fn times_are_told_apart() {
+        let options = ThroughputOptions {
+            num_prompts: 2,
+            concurrency: 2,
+            input_len: 3,
+            output_len: 3,
+            num_images: 0,
+            image_size: [0, 0],
+            seed: 0,
+        };
+        let ms = Duration::from_millis;
+        let timeline = |times: [u64; 3]| Timeline {
+            prepared: ms(1),
+            tokens: times.map(ms).to_vec(),
+            prompt_tokens: 3,
+            image_tokens: 1,
+        };
+        let timelines = [timeline([10, 20, 40]), timeline([20, 22, 24])];
+        let report = ThroughputReport::new(&options, ms(2000), &timelines, EngineStats::default());
+        assert_eq!((report.total_input_tokens, report.total_image_tokens, report.total_output_tokens), (6, 2, 6));
+        assert!((report.output_throughput - 3.0).abs() < 1e-9 && (report.request_throughput - 1.0).abs() < 1e-9);
+        assert!((report.ttft_ms.mean - 15.0).abs() < 1e-9 && (report.tpot_ms.mean - 8.5).abs() < 1e-9);
+        assert!((report.itl_ms.p99 - 20.0).abs() < 1e-9 && (report.e2el_ms.p50 - 24.0).abs() < 1e-9);
+    }
+}
