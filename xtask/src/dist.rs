@@ -28,7 +28,8 @@ pub(crate) struct DistArgs {
 const MAX_ARCHIVE_BYTES: u64 = 30_000_000;
 
 /// Packages with test programs that may need a GPU.
-const TESTED: [&str; 5] = ["foveal-device", "foveal-graphs", "foveal-kernels", "foveal-pinned", "foveal-tests"];
+const TESTED: [&str; 6] =
+    ["foveal-device", "foveal-engine", "foveal-graphs", "foveal-kernels", "foveal-pinned", "foveal-tests"];
 
 /// A test program that can fail for want of a GPU holds this name; others run as well where they were built.
 const NEEDS_GPU: &[u8] = b"FOVEAL_REQUIRE_GPU";
