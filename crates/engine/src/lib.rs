@@ -29,4 +29,4 @@ pub use delta_stream::{BlockingDeltas, DeltaStream};
 pub use error::EngineError;
 pub use handle::Engine;
 pub use scheduler::Limits;
-pub use stats::EngineStats;
+pub use stats::{EngineStats, ExecutorStats};

@@ -4,6 +4,7 @@ mod outcome;
 mod packed_step;
 mod picture_rows;
 mod shapes;
+mod step_clock;
 mod step_memory;
 #[cfg(test)]
 mod tests;
@@ -12,16 +13,18 @@ mod warm_up;
 use std::collections::{HashMap, VecDeque};
 
 use foveal_device::{Device, Stream};
-use foveal_graphs::{CaptureReport, Graphs};
+use foveal_graphs::{CaptureReport, GraphStats, Graphs};
 use foveal_llm::{Batch, LlmError, PendingTokens, SamplerState};
 use foveal_types::{DeviceFailure, RequestError, SeqId, TokenId};
 
 use crate::scheduler::{SequenceRows, StepResults, Work};
+use crate::stats::ExecutorStats;
 use crate::worker::StepExecutor;
 use outcome::Outcome;
 use packed_step::PackedStep;
 pub(crate) use picture_rows::PictureRows;
 use shapes::Shapes;
+use step_clock::{GpuTimes, StepClock};
 use step_memory::Part;
 pub(crate) use step_memory::StepMemory;
 
@@ -39,6 +42,7 @@ pub(crate) struct ModelExecutor {
     packed: PackedStep,
     last: LastTokens,
     in_flight: VecDeque<InFlight>,
+    clock: StepClock,
 }
 
 /// What the last step chose.
@@ -84,6 +88,7 @@ impl ModelExecutor {
             packed: PackedStep::default(),
             last: LastTokens::default(),
             in_flight: VecDeque::new(),
+            clock: StepClock::new(),
         }
     }
 
@@ -235,7 +240,11 @@ fn device_failure(error: impl std::error::Error) -> DeviceFailure {
 
 impl StepExecutor for ModelExecutor {
     fn submit(&mut self, work: Work) -> Result<(), DeviceFailure> {
+        let device = self.device.clone();
+        let cuda = device.stream().cuda();
+        cuda.map_or(Ok(()), |cuda| self.clock.start(cuda)).map_err(device_failure)?;
         let mut step = self.start(work)?;
+        cuda.map_or(Ok(()), |cuda| self.clock.end(cuda)).map_err(device_failure)?;
         if !self.device.is_cuda() {
             self.finish(&mut step).map_err(device_failure)?;
         }
@@ -246,7 +255,18 @@ impl StepExecutor for ModelExecutor {
     fn wait(&mut self) -> Result<StepResults, DeviceFailure> {
         let mut step = self.in_flight.pop_front().ok_or_else(|| DeviceFailure::new("no step is in flight"))?;
         self.finish(&mut step).map_err(device_failure)?;
+        self.clock.look().map_err(device_failure)?;
         Ok(step.outcome.into_results())
+    }
+
+    fn rest(&mut self) -> Result<(), DeviceFailure> {
+        self.clock.rest().map_err(device_failure)
+    }
+
+    fn stats(&self) -> ExecutorStats {
+        let GpuTimes { busy_ms, idle_ms } = self.clock.times();
+        let GraphStats { replays, eager_runs, rows, padded_rows, .. } = self.steps.stats();
+        ExecutorStats { gpu_busy_ms: busy_ms, gpu_idle_ms: idle_ms, replays, eager_runs, rows, padded_rows }
     }
 
     fn forget(&mut self, id: SeqId) {

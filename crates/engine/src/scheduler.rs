@@ -103,6 +103,7 @@ impl Scheduler {
             preemptions: self.num_preemptions,
             prefix_hit_tokens: self.num_prefix_hit_tokens,
             encoder_hits: self.encoder.num_hits(),
+            ..EngineStats::default()
         }
     }
 

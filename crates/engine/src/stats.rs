@@ -4,7 +4,7 @@
 //! only grow; gauges say how it is now. Several engines in one process add up in the counters and share the gauges.
 
 /// Counts and sizes of an engine, as they were after the last step. See [`crate::Engine::stats`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct EngineStats {
     /// Sequences that run (gauge `foveal_running_sequences`).
@@ -27,6 +27,29 @@ pub struct EngineStats {
     pub prefix_hit_tokens: u64,
     /// Times that a picture's embeddings were there already (counter `foveal_encoder_hits_total`).
     pub encoder_hits: u64,
+    /// Milliseconds that the engine's thread spent on planning, sending steps off and telling callers (counter
+    /// `foveal_host_microseconds_total`).
+    pub host_ms: f64,
+    /// What steps came to on the device.
+    pub executor: ExecutorStats,
+}
+
+/// Counts of what computes steps; zeros on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct ExecutorStats {
+    /// Milliseconds that the GPU was inside of steps, by its own clock (counter `foveal_gpu_busy_microseconds_total`).
+    pub gpu_busy_ms: f64,
+    /// Milliseconds between a step and the next one while there was work (counter `foveal_gpu_idle_microseconds_total`).
+    pub gpu_idle_ms: f64,
+    /// Parts of steps that were replayed as graphs (counter `foveal_graph_replays_total`).
+    pub replays: u64,
+    /// Parts of steps that ran launch by launch (counter `foveal_eager_runs_total`).
+    pub eager_runs: u64,
+    /// Rows of steps (counter `foveal_step_rows_total`).
+    pub rows: u64,
+    /// Rows that were computed for them, padding included (counter `foveal_padded_step_rows_total`).
+    pub padded_rows: u64,
 }
 
 impl EngineStats {
@@ -43,7 +66,24 @@ impl EngineStats {
         for (name, value) in gauges {
             metrics::gauge!(name).set(value as f64);
         }
+        let microseconds = |ms: f64| (ms * 1e3) as u64;
+        let (executor, before) = (self.executor, last.executor);
         let counters = [
+            ("foveal_host_microseconds_total", microseconds(self.host_ms), microseconds(last.host_ms)),
+            (
+                "foveal_gpu_busy_microseconds_total",
+                microseconds(executor.gpu_busy_ms),
+                microseconds(before.gpu_busy_ms),
+            ),
+            (
+                "foveal_gpu_idle_microseconds_total",
+                microseconds(executor.gpu_idle_ms),
+                microseconds(before.gpu_idle_ms),
+            ),
+            ("foveal_graph_replays_total", executor.replays, before.replays),
+            ("foveal_eager_runs_total", executor.eager_runs, before.eager_runs),
+            ("foveal_step_rows_total", executor.rows, before.rows),
+            ("foveal_padded_step_rows_total", executor.padded_rows, before.padded_rows),
             ("foveal_steps_total", self.steps, last.steps),
             ("foveal_preemptions_total", self.preemptions, last.preemptions),
             ("foveal_prefix_hit_tokens_total", self.prefix_hit_tokens, last.prefix_hit_tokens),

@@ -4,14 +4,15 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError};
 use foveal_types::{Delta, DeviceFailure, Error, Exhausted, PreparedRequest, SeqId};
 
-use crate::EngineStats;
 use crate::delta_stream::{DeltaSender, Stopped};
 use crate::queue_gate::QueueGate;
 use crate::scheduler::{Event, News, Scheduler, StepResults, Work};
+use crate::stats::{EngineStats, ExecutorStats};
 
 /// What handles send.
 pub(crate) enum Command {
@@ -31,6 +32,16 @@ pub(crate) trait StepExecutor: Send {
 
     /// Drops what is kept for a sequence that has ended. No step in flight holds it.
     fn forget(&mut self, id: SeqId);
+
+    /// Nothing is in flight, and nothing comes before a request does.
+    fn rest(&mut self) -> Result<(), DeviceFailure> {
+        Ok(())
+    }
+
+    /// What it has counted so far.
+    fn stats(&self) -> ExecutorStats {
+        ExecutorStats::default()
+    }
 }
 
 /// The engine thread's state.
@@ -40,6 +51,8 @@ pub(crate) struct Worker<E> {
     /// Steps that may be in flight at once, 1 or 2.
     depth: usize,
     num_in_flight: usize,
+    /// Spent on planning, sending steps off and telling callers.
+    host_time: Duration,
     clients: HashMap<SeqId, DeltaSender>,
     commands: Receiver<Command>,
     gate: Arc<QueueGate>,
@@ -65,6 +78,7 @@ impl<E: StepExecutor> Worker<E> {
             executor,
             depth: if run_ahead { 2 } else { 1 },
             num_in_flight: 0,
+            host_time: Duration::ZERO,
             clients: HashMap::new(),
             commands,
             gate,
@@ -102,6 +116,7 @@ impl<E: StepExecutor> Worker<E> {
         let mut events = Vec::new();
         let mut is_idle = true;
         while self.collect(&mut events, is_idle) {
+            let start = Instant::now();
             let plan = self.scheduler.step(std::mem::take(&mut events));
             self.publish_stats();
             for news in plan.news {
@@ -116,6 +131,10 @@ impl<E: StepExecutor> Worker<E> {
                 self.num_in_flight += 1;
             }
             is_idle = self.num_in_flight == 0;
+            self.host_time += start.elapsed();
+            if is_idle {
+                self.executor.rest()?;
+            }
             if self.num_in_flight == self.depth || (!has_work && !is_idle) {
                 events.push(Event::Completed(self.executor.wait()?));
                 self.num_in_flight -= 1;
@@ -126,7 +145,8 @@ impl<E: StepExecutor> Worker<E> {
 
     /// Before callers hear of what happened: whoever has its answer finds it counted.
     fn publish_stats(&self) {
-        let stats = self.scheduler.stats();
+        let host_ms = self.host_time.as_secs_f64() * 1e3;
+        let stats = EngineStats { executor: self.executor.stats(), host_ms, ..self.scheduler.stats() };
         let last = std::mem::replace(&mut *self.stats.lock().unwrap_or_else(PoisonError::into_inner), stats);
         stats.export(&last);
     }

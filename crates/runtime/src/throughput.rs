@@ -55,6 +55,7 @@ pub fn throughput(
 ) -> Result<ThroughputReport, RuntimeError> {
     let workload = Workload::new(model, options)?;
     run(model, &workload, options.num_prompts)?;
+    let before = model.engine().stats();
     let next = AtomicUsize::new(0);
     let ended = Mutex::new((Vec::with_capacity(options.num_prompts), None));
     let start = Instant::now();
@@ -85,7 +86,7 @@ pub fn throughput(
     let (timelines, error) = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
     match error {
         Some(error) => Err(error),
-        None => Ok(ThroughputReport::new(options, elapsed, &timelines, model.engine().stats())),
+        None => Ok(ThroughputReport::new(options, elapsed, &timelines, [before, model.engine().stats()])),
     }
 }
 

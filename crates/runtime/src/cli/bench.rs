@@ -62,6 +62,15 @@ fn lines(report: &ThroughputReport) -> Vec<String> {
         let values = [("Mean", of.mean), ("P50", of.p50), ("P90", of.p90), ("P99", of.p99)];
         lines.extend(values.map(|(rank, value)| number(&format!("{rank} {name} (ms):"), value)));
     }
+    lines.push(heading("Engine", '-'));
+    lines.push(count("Steps:", usize::try_from(report.steps).unwrap_or(usize::MAX)));
+    lines.push(count("Preemptions:", usize::try_from(report.preemptions).unwrap_or(usize::MAX)));
+    lines.push(number("Host time per step (ms):", report.host_step_ms));
+    if report.gpu_step_ms > 0.0 {
+        lines.push(number("GPU time per step (ms):", report.gpu_step_ms));
+        lines.push(number("GPU idle between steps (%):", report.gpu_idle_share * 100.0));
+        lines.push(number("Padding of rows (%):", report.padding_share * 100.0));
+    }
     lines.push("=".repeat(WIDTH));
     lines
 }

@@ -67,8 +67,18 @@ pub struct ThroughputReport {
     pub prepare_ms: Percentiles,
     /// Times that a request made room for an older one.
     pub preemptions: u64,
-    /// Steps of the engine, those of the first request included.
+    /// Steps of the engine.
     pub steps: u64,
+    /// Milliseconds of a step on the GPU, by its own clock; 0 on the CPU.
+    pub gpu_step_ms: f64,
+    /// The share of the time between the first step and the last that the GPU waited for the next one.
+    pub gpu_idle_share: f64,
+    /// Milliseconds of the engine's thread for each step.
+    pub host_step_ms: f64,
+    /// The share of the computed rows that was padding.
+    pub padding_share: f64,
+    /// Parts of steps that ran launch by launch, where the GPU has graphs.
+    pub eager_runs: u64,
 }
 
 impl ThroughputReport {
@@ -76,9 +86,13 @@ impl ThroughputReport {
         options: &ThroughputOptions,
         elapsed: Duration,
         timelines: &[Timeline],
-        stats: EngineStats,
+        [before, after]: [EngineStats; 2],
     ) -> Self {
         let seconds = elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+        let (new, old) = (after.executor, before.executor);
+        let (busy_ms, idle_ms) = (new.gpu_busy_ms - old.gpu_busy_ms, new.gpu_idle_ms - old.gpu_idle_ms);
+        let (rows, padded_rows) = (new.rows - old.rows, new.padded_rows - old.padded_rows);
+        let steps = (after.steps - before.steps).max(1) as f64;
         let sum = |of: fn(&Timeline) -> usize| timelines.iter().map(of).sum::<usize>();
         let (input, output) = (sum(|t| t.prompt_tokens), sum(|t| t.tokens.len()));
         let ms = |time: &Duration| time.as_secs_f64() * 1e3;
@@ -103,8 +117,13 @@ impl ThroughputReport {
             itl_ms: Percentiles::of(timelines.iter().flat_map(between).collect()),
             e2el_ms: Percentiles::of(ends().map(|(_, last, _)| ms(last)).collect()),
             prepare_ms: Percentiles::of(timelines.iter().map(|t| ms(&t.prepared)).collect()),
-            preemptions: stats.preemptions,
-            steps: stats.steps,
+            preemptions: after.preemptions - before.preemptions,
+            steps: after.steps - before.steps,
+            gpu_step_ms: busy_ms / steps,
+            gpu_idle_share: idle_ms / (busy_ms + idle_ms).max(f64::MIN_POSITIVE),
+            host_step_ms: (after.host_ms - before.host_ms) / steps,
+            padding_share: padded_rows.saturating_sub(rows) as f64 / padded_rows.max(1) as f64,
+            eager_runs: new.eager_runs - old.eager_runs,
         }
     }
 }
@@ -140,7 +159,7 @@ mod tests {
             image_tokens: 1,
         };
         let timelines = [timeline([10, 20, 40]), timeline([20, 22, 24])];
-        let report = ThroughputReport::new(&options, ms(2000), &timelines, EngineStats::default());
+        let report = ThroughputReport::new(&options, ms(2000), &timelines, [EngineStats::default(); 2]);
         assert_eq!((report.total_input_tokens, report.total_image_tokens, report.total_output_tokens), (6, 2, 6));
         assert!((report.output_throughput - 3.0).abs() < 1e-9 && (report.request_throughput - 1.0).abs() < 1e-9);
         assert!((report.ttft_ms.mean - 15.0).abs() < 1e-9 && (report.tpot_ms.mean - 8.5).abs() < 1e-9);
