@@ -98,12 +98,23 @@ impl Bench {
         cost: Cost,
         mut pass: impl FnMut() -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let eager = format!("{op} eager");
-        if self.wants(&eager, shape) {
-            let times = self.time_on_host(&mut pass);
-            self.conclude(&eager, shape, times, cost)?;
-        }
+        self.time_eager(&format!("{op} eager"), shape, cost, &mut pass)?;
         self.time_recorded(&format!("{op} graph"), shape, cost, pass)
+    }
+
+    /// Times passes as the host gives them, each waited for.
+    pub(super) fn time_eager(
+        &mut self,
+        op: &str,
+        shape: &str,
+        cost: Cost,
+        mut pass: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if !self.wants(op, shape) {
+            return Ok(());
+        }
+        let times = self.time_on_host(&mut pass);
+        self.conclude(op, shape, times, cost)
     }
 
     /// Times one pass of a graph. It runs once before, for its uploads.

@@ -20,6 +20,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing))]
 
 mod buffer;
+mod copy_lane;
 mod counters;
 mod cubin_cache;
 mod cuda;
@@ -40,6 +41,7 @@ mod tensor;
 mod view;
 
 pub use buffer::{SharedBytes, allocated_bytes, allocation_count};
+pub use copy_lane::CopyLane;
 pub use counters::{Counters, counters};
 pub use cubin_cache::{CubinCache, Filled};
 pub use cuda::{

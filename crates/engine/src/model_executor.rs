@@ -17,7 +17,7 @@ use foveal_graphs::{CaptureReport, GraphStats, Graphs};
 use foveal_llm::{Batch, LlmError, PendingTokens, SamplerState};
 use foveal_types::{DeviceFailure, RequestError, SeqId, TokenId};
 
-use crate::scheduler::{SequenceRows, StepResults, Work};
+use crate::scheduler::{EncodeBatch, SequenceRows, StepResults, Work};
 use crate::stats::ExecutorStats;
 use crate::worker::StepExecutor;
 use outcome::Outcome;
@@ -25,8 +25,8 @@ use packed_step::PackedStep;
 pub(crate) use picture_rows::PictureRows;
 use shapes::Shapes;
 use step_clock::{GpuTimes, StepClock};
-use step_memory::Part;
 pub(crate) use step_memory::StepMemory;
+use step_memory::{Part, StepError};
 
 /// The model with all its memory. Owned by the engine's thread.
 ///
@@ -93,7 +93,7 @@ impl ModelExecutor {
     }
 
     /// Records the steps of all shapes, as far as memory goes. Nothing to do on the CPU.
-    pub(crate) fn record(&mut self) -> Result<CaptureReport, LlmError> {
+    pub(crate) fn record(&mut self) -> Result<CaptureReport, StepError> {
         // Recording runs each shape once: over padding alone, which stores nothing.
         let parts = if self.device.is_cuda() { self.shapes.parts(true) } else { Vec::new() };
         let mut total = CaptureReport { budget_bytes: self.graph_bytes, ..CaptureReport::default() };
@@ -107,6 +107,13 @@ impl ModelExecutor {
             }
             total.add(self.steps.capture_all([part], self.graph_bytes.saturating_sub(total.bytes))?);
         }
+        for (side, count) in COMMON_PICTURES {
+            let batch = self.steps.work().pictures.squares(side, count);
+            let Some(batch) = batch.filter(|_| self.device.is_cuda()) else { continue };
+            let shape = self.steps.with_work(|memory, stream| memory.pictures.load(stream, &batch))?;
+            let part = shape.map(Part::Pictures);
+            total.add(self.steps.capture_all(part, self.graph_bytes.saturating_sub(total.bytes))?);
+        }
         self.device.stream().synchronize()?;
         self.num_resets = self.steps.stats().resets;
         Ok(total)
@@ -116,8 +123,7 @@ impl ModelExecutor {
     fn start(&mut self, work: Work) -> Result<InFlight, DeviceFailure> {
         let mut step = Outcome::new(work);
         if let Some(batch) = step.take_encode() {
-            let encode = |memory: &mut StepMemory, stream: &Stream| memory.pictures.encode(stream, &batch);
-            self.steps.with_work(encode).map_err(device_failure)?;
+            self.encode(&batch).map_err(device_failure)?;
         }
         let pictures = &self.steps.work().pictures;
         step.fail_where(|sequence, image_embeds| {
@@ -152,8 +158,22 @@ impl ModelExecutor {
         Ok(InFlight { outcome: step, pending })
     }
 
+    /// Encodes pictures into their rows of the arena.
+    fn encode(&mut self, batch: &EncodeBatch) -> Result<(), StepError> {
+        if !self.device.is_cuda() {
+            return Ok(self.steps.with_work(|memory, stream| memory.pictures.encode(stream, batch))?);
+        }
+        let Some(shape) = self.steps.with_work(|memory, stream| memory.pictures.load(stream, batch))? else {
+            return Ok(());
+        };
+        self.steps.run(Part::Pictures(shape))?;
+        Ok(self.steps.with_work(|memory, stream| {
+            stream.cuda().map_or(Ok(()), |cuda| memory.pictures.place(cuda, &batch.rows))
+        })?)
+    }
+
     /// Runs the decoder over all rows and has the tokens chosen that are due.
-    fn launch(&mut self, step: &Outcome) -> Result<PendingTokens, LlmError> {
+    fn launch(&mut self, step: &Outcome) -> Result<PendingTokens, StepError> {
         let (work, is_cuda) = (step.work(), self.device.is_cuda());
         self.packed.pack(work, |n| self.last.id(n, is_cuda));
         let has_images = work.image_embeds.iter().any(Option::is_some);
@@ -169,11 +189,11 @@ impl ModelExecutor {
             sampler.begin(stream, workspace.logits(borrowed.len())?, &mut borrowed)
         });
         self.states.extend(states);
-        tokens
+        Ok(tokens?)
     }
 
     /// On a GPU: one copy, and one call for each of the step's two parts.
-    fn launch_padded(&mut self, has_images: bool) -> Result<(), LlmError> {
+    fn launch_padded(&mut self, has_images: bool) -> Result<(), StepError> {
         let Self { steps, packed, shapes, last, .. } = self;
         let (shape, num_rows) = steps.with_work(|memory, stream| {
             let StepMemory { pictures, workspace, cache, decoder, .. } = memory;
@@ -215,6 +235,11 @@ impl ModelExecutor {
         Ok(())
     }
 }
+
+/// Sides in pixels of square pictures, and how many at once, whose encoding is recorded: what most pictures are resized to,
+/// alone, and those that come together in a burst.
+const COMMON_PICTURES: [(u32, usize); 8] =
+    [(256, 1), (384, 1), (448, 1), (512, 1), (768, 1), (1024, 1), (512, 2), (512, 4)];
 
 /// A step of padding alone.
 const NO_ROWS: Batch<'static> = Batch {

@@ -16,23 +16,32 @@ impl Buckets {
         Self { sizes }
     }
 
-    /// The fewest sizes from `min` to `max` of which each wastes at most the share `max_waste` of its rows on the size that it
-    /// fits worst, one more than the bucket below; sizes beyond 16 are multiples of 8 where that allows it. `max_waste` is held
-    /// between 0 and 0.9.
+    /// Sizes from `min` to `max` of which none wastes more than the share `max_waste` of its rows on any size above the bucket
+    /// below: powers of two, and what cuts each range between two of them into as many equal parts (a power of two, too) as that
+    /// takes. So 128 rows stay 128 rows, which tiles of matrix products like. `max_waste` is held between 0 and 0.9.
     #[must_use]
     pub fn with_waste(min: usize, max: usize, max_waste: f64) -> Self {
-        let max_waste = max_waste.clamp(0.0, 0.9);
-        let mut sizes = Vec::new();
-        let mut size = min.max(1);
-        while size < max {
-            sizes.push(size);
-            // The worst fit of the next is `size + 1`: next - (size + 1) <= max_waste * next.
-            let most = ((size + 1) as f64 / (1.0 - max_waste)).floor() as usize;
-            let rounded = if most > 16 { most / 8 * 8 } else { most };
-            size = if rounded > size { rounded } else { most.max(size + 1) };
+        let (min, max, max_waste) = (min.max(1), max.max(1), max_waste.clamp(0.0, 0.9));
+        let mut sizes = vec![min.min(max), max];
+        let mut low = 1_usize;
+        while low < max {
+            // The worst fit of the first part's end is a size just above `low`.
+            let waste = |parts: usize| (low / parts) as f64 - 1.0;
+            let wasted = |parts: usize| waste(parts) / (low + low / parts) as f64;
+            let mut parts = 1;
+            while parts < low && wasted(parts) > max_waste {
+                parts *= 2;
+            }
+            sizes.extend((1..=parts).map(|part| low + low / parts * part).filter(|size| (min..max).contains(size)));
+            low *= 2;
         }
-        sizes.push(max.max(1));
         Self::new(sizes)
+    }
+
+    /// All sizes of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self::new(self.sizes.into_iter().chain(other.sizes))
     }
 
     /// The bucket that takes `size`; `None` beyond the largest.
@@ -79,9 +88,13 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_waste_takes_few_buckets() {
-        let buckets = Buckets::with_waste(1, 256, 0.25);
-        assert_eq!(buckets.sizes(), [1, 2, 4, 6, 9, 13, 16, 22, 24, 32, 40, 48, 64, 80, 104, 136, 176, 232, 256]);
+    fn a_fifth_of_waste_takes_four_buckets_for_each_power_of_two() {
+        let buckets = Buckets::with_waste(1, 256, 0.2);
+        let expected =
+            [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256];
+        assert_eq!(buckets.sizes(), expected);
+        let finer = Buckets::with_waste(64, 100, 0.2).and(Buckets::new([90]));
+        assert_eq!(finer.sizes(), [64, 80, 90, 96, 100]);
     }
 
     proptest! {
@@ -91,10 +104,10 @@ mod tests {
             prop_assert!(buckets.max_waste() <= waste + 1e-9);
             prop_assert_eq!((buckets.sizes()[0], buckets.max()), (min, max));
             for size in [min, min + more / 2, min + more / 3, max] {
-                let bucket = buckets.of(size).unwrap();
-                prop_assert!(bucket >= size);
-                prop_assert!(size == min || (bucket - size) as f64 <= waste * bucket as f64 + 1e-9);
+                prop_assert!(buckets.of(size).unwrap() >= size);
             }
+            // A share of waste is not bought with a bucket for every size.
+            prop_assert!(waste < 0.05 || buckets.sizes().len() < 40 * (usize::BITS - more.leading_zeros()) as usize + 40);
         }
     }
 }

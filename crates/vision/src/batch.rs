@@ -31,6 +31,17 @@ struct Slots {
     windows: Option<[BlockSlot; 3]>,
 }
 
+/// What the launches of a batch depend on, and so what tells one recording of them from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BatchShape {
+    /// Patches, before merging.
+    pub patches: usize,
+    /// Stills, and temporal patches of videos.
+    pub frames: usize,
+    /// Windows of attention; 0 for a tower without.
+    pub windows: usize,
+}
+
 /// A batch's description: made on the host in memory that is kept from batch to batch, then brought to the device as one
 /// block.
 pub(crate) struct BatchLayout {
@@ -160,6 +171,15 @@ impl BatchLayout {
                 None => None,
             },
         })
+    }
+
+    /// What launches depend on.
+    pub(crate) fn shape(&self) -> BatchShape {
+        BatchShape {
+            patches: self.num_patches(),
+            frames: self.cu_seqlens.len().saturating_sub(1),
+            windows: self.windows.as_ref().map_or(0, |windows| windows.cu_seqlens.len().saturating_sub(1)),
+        }
     }
 
     /// Patches of the batch.

@@ -22,6 +22,7 @@ mod weights;
 mod window;
 mod workspace;
 
+pub use batch::BatchShape;
 pub use error::VisionError;
 pub use input::{Patches, VisionInput, VisionOutput};
 pub use patch_embed::Normalisation;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use foveal_device::{DType, Stream, Tensor, View, ViewMut};
+use foveal_device::{CopyLane, DType, Stream, Tensor, View, ViewMut};
 use foveal_kernels::patch::{Normalise, normalise};
 use half::bf16;
 
@@ -93,22 +93,23 @@ impl PatchEmbed {
         &self,
         stream: &Stream,
         patches: Patches<'_>,
-        bytes_on_device: &mut Option<ViewMut<'_>>,
+        bytes_on_device: &mut Option<&mut CopyLane>,
         out: ViewMut<'_>,
     ) -> Result<(), VisionError> {
         let Normalisation { mean, std } = self.normalisation;
         match patches {
             Patches::Still(bytes) | Patches::Video(bytes) => {
                 let dims = *out.shape();
-                let pixels = match bytes_on_device {
-                    None => View::from_slice(bytes, &dims)?,
-                    Some(buffer) => {
-                        // The next input's bytes come behind these in the stream, when these have been read.
-                        stream.write(bytes, buffer.reborrow().rows(0..bytes.len())?)?;
-                        buffer.as_view().rows(0..bytes.len())?.reshape(&dims)?
+                match bytes_on_device.as_mut().zip(stream.cuda()) {
+                    None => {
+                        normalise(stream, Normalise { pixels: View::from_slice(bytes, &dims)?, mean, std, out })?;
                     }
-                };
-                normalise(stream, Normalise { pixels, mean, std, out })?;
+                    Some((lane, cuda)) => {
+                        let pixels = lane.bring(cuda, bytes)?.reshape(&dims)?;
+                        normalise(stream, Normalise { pixels, mean, std, out })?;
+                        lane.release(cuda)?;
+                    }
+                }
             }
             Patches::Rows(rows) => match out.dtype() {
                 DType::BF16 => stream.write(bytemuck::cast_slice(&to_bf16(rows)), out)?,
@@ -123,8 +124,8 @@ impl PatchEmbed {
 pub(crate) struct PixelBuffers<'a> {
     /// For the normalised values.
     pub(crate) values: &'a mut FlatBuffer,
-    /// u8 memory of a GPU for one input's pixels; none on the CPU, which reads them where they are.
-    pub(crate) bytes: Option<ViewMut<'a>>,
+    /// Brings them to a GPU; none on the CPU, which reads them where they are.
+    pub(crate) bytes: Option<&'a mut CopyLane>,
 }
 
 fn to_bf16(values: &[f32]) -> Vec<bf16> {

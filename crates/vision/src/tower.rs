@@ -90,16 +90,60 @@ impl VisionTower {
         workspace: &mut Workspace,
         out: VisionOutput<'_>,
     ) -> Result<(), VisionError> {
+        let num_patches = self.check(inputs, workspace)?;
+        self.check_out(num_patches, &out)?;
+        self.embed(stream, inputs, workspace)?;
+        self.run_blocks(stream, workspace, out)
+    }
+
+    /// The first part of [`VisionTower::encode`]: brings the pixels and embeds the patches, of which `workspace` keeps as many
+    /// as [`Workspace::shape`] says.
+    ///
+    /// # Errors
+    /// As [`VisionTower::encode`], but for those of the output.
+    pub fn load_inputs(
+        &self,
+        stream: &Stream,
+        inputs: &[VisionInput<'_>],
+        workspace: &mut Workspace,
+    ) -> Result<(), VisionError> {
+        self.check(inputs, workspace)?;
+        self.embed(stream, inputs, workspace)
+    }
+
+    /// The second part: from the embedded patches that `workspace` holds to their tokens. Reads the host's memory nowhere, so
+    /// that it can be recorded: launches depend on [`Workspace::shape`] alone.
+    ///
+    /// # Errors
+    /// [`VisionError::EmptyBatch`] where nothing was loaded, and those of [`VisionTower::encode`] that concern the output.
+    pub fn launch(&self, stream: &Stream, workspace: &mut Workspace, out: VisionOutput<'_>) -> Result<(), VisionError> {
         if workspace.config != self.config {
             return Err(VisionError::ForeignWorkspace);
         }
-        let num_patches = check_batch(inputs, &self.config, workspace.max_patches)?;
-        let num_tokens = num_patches / self.config.merge_unit();
-        let dtype = self.device.activation_dtype();
-        out.check(dtype, [num_tokens, self.config.out_hidden_size], self.num_deepstack())?;
-        workspace.describe(stream, inputs)?;
-        self.embed_patches(stream, inputs, workspace)?;
+        let num_patches = workspace.batch.num_patches();
+        if num_patches == 0 {
+            return Err(VisionError::EmptyBatch);
+        }
+        self.check_out(num_patches, &out)?;
         self.run_blocks(stream, workspace, out)
+    }
+
+    /// The patches of a batch that can be encoded.
+    fn check(&self, inputs: &[VisionInput<'_>], workspace: &Workspace) -> Result<usize, VisionError> {
+        if workspace.config != self.config {
+            return Err(VisionError::ForeignWorkspace);
+        }
+        check_batch(inputs, &self.config, workspace.max_patches)
+    }
+
+    fn check_out(&self, num_patches: usize, out: &VisionOutput<'_>) -> Result<(), VisionError> {
+        let dims = [num_patches / self.config.merge_unit(), self.config.out_hidden_size];
+        out.check(self.device.activation_dtype(), dims, self.num_deepstack())
+    }
+
+    fn embed(&self, stream: &Stream, inputs: &[VisionInput<'_>], workspace: &mut Workspace) -> Result<(), VisionError> {
+        workspace.describe(stream, inputs)?;
+        self.embed_patches(stream, inputs, workspace)
     }
 
     /// Fills `residual` with the patches' embeddings, in window order where there are windows.
@@ -114,8 +158,7 @@ impl VisionTower {
         let order = batch.window_order()?;
         let embeds = if order.is_some() { &mut activations.branch } else { &mut activations.residual };
         let mut x = embeds.view_mut(&dims)?; // [num_patches, hidden_size]
-        let bytes = pixels.as_mut().map(|pixels| pixels.view_mut()).transpose()?;
-        let mut buffers = PixelBuffers { values: &mut activations.wide, bytes };
+        let mut buffers = PixelBuffers { values: &mut activations.wide, bytes: pixels.as_mut() };
         self.patch_embed.forward(stream, inputs, &mut buffers, &mut x)?;
         if let (Some(table), Some((index, weight))) = (&self.position_table, batch.taps()?) {
             add_position_embed(stream, AddPositionEmbed { table: table.view(), index, weight, x })?;

@@ -1,11 +1,11 @@
 //! Memory of one encode, made once.
 
 use foveal_checkpoint::VisionConfig;
-use foveal_device::{DType, Device, DeviceError, Stream, Tensor, View, ViewMut};
+use foveal_device::{CopyLane, Device, DeviceError, Stream, Tensor, View, ViewMut};
 use foveal_mrope::{TileCache, TileCacheStats, VisionRopeTable};
 
 use crate::VisionError;
-use crate::batch::BatchLayout;
+use crate::batch::{BatchLayout, BatchShape};
 use crate::geometry::FrameGeometry;
 use crate::weights::inner_size;
 
@@ -24,8 +24,8 @@ pub struct Workspace {
     pub(crate) batch: BatchLayout,
     pub(crate) activations: Activations,
     pub(crate) rope: RopeTensors,
-    /// u8 `[max_patches * patch_len]` of a GPU, for one input's pixels.
-    pub(crate) pixels: Option<Tensor>,
+    /// On a GPU: brings one input's pixels after another, up to `max_patches * patch_len` bytes, beside the work before.
+    pub(crate) pixels: Option<CopyLane>,
     geometry: TileCache<FrameGeometry>,
 }
 
@@ -98,7 +98,7 @@ impl Workspace {
             cos: Tensor::from_slice(device, table.cos(), &dims)?,
             sin: Tensor::from_slice(device, table.sin(), &dims)?,
         };
-        let pixels = || Tensor::zeros(device, DType::U8, &[max_patches.saturating_mul(config.patch_len())]);
+        let pixels = || CopyLane::new(device, max_patches.saturating_mul(config.patch_len()));
         Ok(Self {
             max_patches,
             config: config.clone(),
@@ -114,6 +114,12 @@ impl Workspace {
     pub(crate) fn describe(&mut self, stream: &Stream, inputs: &[crate::VisionInput]) -> Result<(), VisionError> {
         let grids = inputs.iter().map(|input| input.grid);
         self.batch.describe(stream, grids, &self.config, &mut self.geometry)
+    }
+
+    /// What the launches of the batch depend on that was loaded last.
+    #[must_use]
+    pub fn shape(&self) -> BatchShape {
+        self.batch.shape()
     }
 
     /// The most patches of one batch, all pictures together.

@@ -66,6 +66,18 @@ impl CudaStream {
         Ok(Self(Arc::new(raw)))
     }
 
+    /// Another stream of the same GPU, which waits for nothing of this one and has the same [`Upload`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Driver`].
+    pub fn beside(&self) -> Result<Self, DeviceError> {
+        let stream = Self::new(self.device())?;
+        if let Some(upload) = self.0.upload.get() {
+            stream.set_upload(Arc::clone(upload));
+        }
+        Ok(stream)
+    }
+
     /// Its GPU.
     #[must_use]
     pub fn device(&self) -> &CudaDevice {
@@ -159,6 +171,21 @@ impl CudaStream {
         // SAFETY: `to` is `bytes.len()` bytes of this GPU, borrowed exclusively; the driver stages pageable memory before
         // it returns.
         unsafe { result::memcpy_htod_async(ptr, bytes, self.raw()) }.map_err(driver_error("cuMemcpyHtoDAsync"))
+    }
+
+    /// Copies a tensor of this GPU to another of the same length, in this stream's order.
+    ///
+    /// # Errors
+    /// [`DeviceError::SizeMismatch`], [`DeviceError::NotOnDevice`], [`DeviceError::Driver`].
+    pub fn copy(&self, from: View<'_>, to: ViewMut<'_>) -> Result<(), DeviceError> {
+        let (to, len) = (self.check_copy(from.len_bytes(), &to.as_view())?, from.len_bytes());
+        let from = self.check_copy(len, &from)?;
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: both are `len` bytes of this GPU, `to` is borrowed exclusively, and memory is freed only when all streams
+        // have done their work.
+        unsafe { result::memcpy_dtod_async(to, from, len, self.raw()) }.map_err(driver_error("cuMemcpyDtoDAsync"))
     }
 
     /// Copies part of a page-locked block to the GPU without waiting.

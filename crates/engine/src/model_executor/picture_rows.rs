@@ -1,11 +1,12 @@
 //! The embeddings of pictures: of those that wait for their placeholders' chunks, and of those that may be asked for again.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use foveal_device::{Device, Stream, Tensor, View, allocated_bytes};
+use foveal_device::{CudaStream, Device, DeviceError, Stream, Tensor, View, allocated_bytes};
 use foveal_llm::ImageRows;
-use foveal_types::PreparedImage;
-use foveal_vision::{Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
+use foveal_types::{ContentHash, PreparedImage};
+use foveal_vision::{BatchShape, Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
 
 use crate::scheduler::EncodeBatch;
 
@@ -17,6 +18,8 @@ pub(crate) struct PictureRows {
     embeds: Tensor,
     /// One `[encoder_rows, hidden_size]` per level.
     deepstack: Vec<Tensor>,
+    /// On a GPU: where recorded work writes a batch's embeddings, and each level's, before they go to the arena.
+    staging: Option<Vec<Tensor>>,
     /// Rows whose pictures could not be encoded.
     unusable: Vec<Range<usize>>,
     workspace_bytes: u64,
@@ -38,6 +41,12 @@ impl PictureRows {
     ) -> Result<Self, VisionError> {
         let dims = [encoder_rows, tower.out_hidden_size()];
         let rows = || Tensor::zeros(device, device.activation_dtype(), &dims);
+        let merge = tower.spatial_merge_size();
+        let staged = [max_patches / (merge * merge).max(1), tower.out_hidden_size()];
+        let staging = || {
+            let buffer = |_| Tensor::zeros(device, device.activation_dtype(), &staged);
+            (0..=tower.num_deepstack()).map(buffer).collect::<Result<Vec<_>, _>>()
+        };
         // The device's own account: another engine that is built at this moment in this process counts in.
         let before = allocated_bytes();
         let workspace = tower.new_workspace(max_patches)?;
@@ -46,6 +55,7 @@ impl PictureRows {
             workspace,
             embeds: rows()?,
             deepstack: (0..tower.num_deepstack()).map(|_| rows()).collect::<Result<_, _>>()?,
+            staging: device.is_cuda().then(staging).transpose()?,
             unusable: Vec::new(),
             tower,
         })
@@ -54,6 +64,11 @@ impl PictureRows {
     /// Side of the square of patches that becomes one token.
     pub(crate) fn merge_size(&self) -> u32 {
         u32::try_from(self.tower.spatial_merge_size()).unwrap_or(u32::MAX)
+    }
+
+    /// Pixels along a side of what becomes one token.
+    pub(crate) fn cell_pixels(&self) -> u32 {
+        u32::try_from(self.tower.config().patch_size).unwrap_or(u32::MAX).saturating_mul(self.merge_size())
     }
 
     /// The most patches of one batch.
@@ -72,29 +87,83 @@ impl PictureRows {
         self.workspace_bytes
     }
 
-    /// Bytes of the arena, deepstack levels included.
+    /// Bytes of the arena and of what leads there, deepstack levels included.
     pub(crate) fn arena_bytes(&self) -> usize {
-        self.embeds.len_bytes() + self.deepstack.iter().map(Tensor::len_bytes).sum::<usize>()
+        let buffers = std::iter::once(&self.embeds).chain(&self.deepstack).chain(self.staging.iter().flatten());
+        buffers.map(Tensor::len_bytes).sum()
+    }
+
+    /// A batch of grey squares, in the arena's first rows; `None` for sides that are no whole cells, or more than the workspace
+    /// takes.
+    pub(crate) fn squares(&self, side_pixels: u32, count: usize) -> Option<EncodeBatch> {
+        let cell = self.cell_pixels();
+        let side = side_pixels.checked_div(cell).filter(|cells| cells * cell == side_pixels)? * self.merge_size();
+        let patches = (side * side) as usize;
+        if side == 0 || patches * count > self.max_patches() {
+            return None;
+        }
+        let image = PreparedImage {
+            grid_thw: [1, side, side],
+            pixels: Arc::new(vec![127_u8; patches * self.patch_bytes()]),
+            temporal_slices: 1,
+            hash: ContentHash([0; 32]),
+            placeholder_start: 0,
+        };
+        let rows = 0..count * patches / self.tower.config().merge_unit().max(1);
+        Some(EncodeBatch { images: vec![image; count], rows })
     }
 
     /// Encodes a batch into its rows. If it is the pictures that can't be encoded, their rows are unusable.
     pub(crate) fn encode(&mut self, stream: &Stream, batch: &EncodeBatch) -> Result<(), VisionError> {
         let rows = &batch.rows;
-        self.unusable.retain(|old| old.end <= rows.start || rows.end <= old.start);
         let inputs: Vec<VisionInput<'_>> = batch.images.iter().map(vision_input).collect();
         let out = VisionOutput {
             embeds: self.embeds.rows_mut(rows.clone())?,
             deepstack: self.deepstack.iter_mut().map(|level| level.rows_mut(rows.clone())).collect::<Result<_, _>>()?,
         };
-        match self.tower.encode(stream, &inputs, &mut self.workspace, out) {
+        let result = self.tower.encode(stream, &inputs, &mut self.workspace, out);
+        self.keep(rows, result).map(|_| ())
+    }
+
+    /// The first part of [`PictureRows::encode`] on a GPU: what [`PictureRows::launch`] goes on with, or `None` for pictures that
+    /// can't be encoded.
+    pub(crate) fn load(&mut self, stream: &Stream, batch: &EncodeBatch) -> Result<Option<BatchShape>, VisionError> {
+        let inputs: Vec<VisionInput<'_>> = batch.images.iter().map(vision_input).collect();
+        let result = self.tower.load_inputs(stream, &inputs, &mut self.workspace);
+        Ok(self.keep(&batch.rows, result)?.then(|| self.workspace.shape()))
+    }
+
+    /// The second part, which can be recorded: from what was loaded last to the staging memory.
+    pub(crate) fn launch(&mut self, stream: &Stream) -> Result<(), VisionError> {
+        let shape = self.workspace.shape();
+        let rows = 0..shape.patches / self.tower.config().merge_unit().max(1);
+        let Some([embeds, levels @ ..]) = self.staging.as_deref_mut() else { return Err(VisionError::EmptyBatch) };
+        let deepstack = levels.iter_mut().map(|level| level.rows_mut(rows.clone())).collect::<Result<_, _>>()?;
+        let out = VisionOutput { embeds: embeds.rows_mut(rows.clone())?, deepstack };
+        self.tower.launch(stream, &mut self.workspace, out)
+    }
+
+    /// The third part: from there to a batch's rows of the arena.
+    pub(crate) fn place(&mut self, stream: &CudaStream, rows: &Range<usize>) -> Result<(), DeviceError> {
+        let arena = std::iter::once(&mut self.embeds).chain(&mut self.deepstack);
+        for (from, to) in self.staging.iter().flatten().zip(arena) {
+            stream.copy(from.rows(0..rows.len())?, to.rows_mut(rows.clone())?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a batch's pictures can be encoded. If not, `rows` are unusable until others are encoded into them.
+    fn keep(&mut self, rows: &Range<usize>, result: Result<(), VisionError>) -> Result<bool, VisionError> {
+        self.unusable.retain(|old| old.end <= rows.start || rows.end <= old.start);
+        match result {
             Err(
                 error @ (VisionError::Grid { .. } | VisionError::PatchLen { .. } | VisionError::TooManyPatches { .. }),
             ) => {
                 tracing::warn!(%error, "pictures that were admitted can't be encoded");
                 self.unusable.push(rows.clone());
-                Ok(())
+                Ok(false)
             }
-            result => result,
+            result => result.map(|()| true),
         }
     }
 

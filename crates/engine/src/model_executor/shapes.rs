@@ -7,6 +7,9 @@ use super::step_memory::Part;
 
 /// The share of a step's rows that padding may be. Finer buckets cost start-up time and memory for each recording.
 const MAX_WASTE: f64 = 0.2;
+/// From so many rows on, of which each costs the same, buckets are this far apart: a tile of matrix products.
+const FINE_FROM: usize = 1024;
+const FINE_STEP: usize = 256;
 /// The fewest rows of a step that isn't decode rows alone: fewer cost what these do.
 const MIN_MIXED_ROWS: usize = 16;
 
@@ -24,9 +27,10 @@ pub(crate) struct Shapes {
 
 impl Shapes {
     pub(crate) fn new(max_tokens: usize, max_seqs: usize, has_last_level: bool) -> Self {
+        let fine = Buckets::new((FINE_FROM..max_tokens).step_by(FINE_STEP));
         Self {
             decode: Buckets::with_waste(1, max_seqs, MAX_WASTE),
-            mixed: Buckets::with_waste(MIN_MIXED_ROWS.min(max_tokens), max_tokens, MAX_WASTE),
+            mixed: Buckets::with_waste(MIN_MIXED_ROWS.min(max_tokens), max_tokens, MAX_WASTE).and(fine),
             max_seqs,
             has_last_level,
         }
@@ -120,7 +124,7 @@ mod tests {
     fn without_pictures_half_of_the_recordings_do() {
         let shapes = Shapes::new(8192, 256, false);
         assert!(shapes.parts(false).iter().all(|part| !matches!(part, Part::Rows(shape) if shape.has_images)));
-        assert!(shapes.parts(false).len() < shapes.parts(true).len() && shapes.parts(true).len() < 140);
+        assert!(shapes.parts(false).len() < shapes.parts(true).len() && shapes.parts(true).len() < 200);
     }
 
     #[test]

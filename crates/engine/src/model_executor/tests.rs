@@ -346,7 +346,8 @@ fn recorded_steps_give_the_bits_of_eager_ones_and_answers_within_noise() {
     }
     let stats = recorded.executor.steps.stats();
     println!("{num_checked} tokens, {num_partings} partings; {stats:?}, {:.0} % padding", stats.waste() * 100.0);
-    assert!(stats.replays > 1000 && stats.eager_runs == 0 && stats.resets == 0, "{stats:?}");
+    // Pictures of odd sizes are not recorded.
+    assert!(stats.replays > 1000 && stats.eager_runs * 10 < stats.replays && stats.resets == 0, "{stats:?}");
     assert_eq!(eager.executor.steps.stats().replays, 0);
 }
 

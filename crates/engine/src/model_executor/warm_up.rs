@@ -2,11 +2,10 @@
 
 use foveal_device::Stream;
 use foveal_llm::{Batch, GenerationDefaults, LlmError, SamplerState, StopCriteria};
-use foveal_types::{ContentHash, PreparedImage, SamplingParams};
+use foveal_types::SamplingParams;
 
 use super::{ModelExecutor, StepMemory};
 use crate::EngineError;
-use crate::scheduler::EncodeBatch;
 
 /// Rows of the prompt: more than the kernel for few rows takes.
 const PROMPT_ROWS: usize = 20;
@@ -32,20 +31,9 @@ impl ModelExecutor {
 
 impl StepMemory {
     fn warm_up_pictures(&mut self, stream: &Stream) -> Result<(), EngineError> {
-        let (cell_patches, max_patches) = (self.pictures.merge_size().pow(2), self.pictures.max_patches());
-        let cells = (1..=CELLS).rev().find(|cells| (cells * cells * cell_patches) as usize <= max_patches);
-        let Some(side) = cells.map(|cells| cells * self.pictures.merge_size()) else { return Ok(()) };
-        let bytes = (side * side) as usize * self.pictures.patch_bytes();
-        let image = PreparedImage {
-            grid_thw: [1, side, side],
-            pixels: std::sync::Arc::new(vec![127_u8; bytes]),
-            temporal_slices: 1,
-            hash: ContentHash([0; 32]),
-            placeholder_start: 0,
-        };
-        let rows = 0..((side * side) / cell_patches) as usize;
-        self.pictures.encode(stream, &EncodeBatch { images: vec![image], rows })?;
-        Ok(())
+        let cell = self.pictures.cell_pixels();
+        let square = (1..=CELLS).rev().find_map(|cells| self.pictures.squares(cells * cell, 1));
+        square.map_or(Ok(()), |batch| Ok(self.pictures.encode(stream, &batch)?))
     }
 
     fn warm_up_rows(&mut self, stream: &Stream, rows: usize) -> Result<(), EngineError> {
