@@ -13,10 +13,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("checkpoint", &["types", "device"]),
     ("kernels", &["device"]),
     ("pinned", &["device"]),
+    ("graphs", &["device"]),
     ("processor", &["types", "mrope"]),
     ("vision", &["mrope", "device", "kernels", "checkpoint"]),
     ("llm", &["types", "mrope", "device", "kernels", "checkpoint"]),
-    ("engine", &["types", "mrope", "device", "kernels", "checkpoint", "pinned", "vision", "llm"]),
+    ("engine", &["types", "mrope", "device", "kernels", "checkpoint", "pinned", "graphs", "vision", "llm"]),
     (
         "runtime",
         &["types", "mrope", "device", "kernels", "checkpoint", "pinned", "processor", "vision", "llm", "engine"],
