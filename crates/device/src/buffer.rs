@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::DeviceError;
-use crate::counters::ALLOCATIONS;
+use crate::counters::{ALLOCATIONS, count_allocation};
 use crate::cuda::DeviceMemory;
 use crate::view::{Memory, MemoryMut};
 
@@ -34,7 +34,7 @@ pub(crate) struct Allocated {
 
 impl Allocated {
     pub(crate) fn new(len_bytes: usize) -> Self {
-        ALLOCATIONS.add_one();
+        count_allocation();
         ALLOCATED_BYTES.fetch_add(len_bytes as u64, Ordering::Relaxed);
         Self { len_bytes }
     }

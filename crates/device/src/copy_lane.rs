@@ -4,15 +4,12 @@ use std::fmt;
 
 use crate::{CudaStream, DType, Device, DeviceError, Event, Tensor, View};
 
-/// Places that take turns, so that one is filled while the work on the other still waits.
-const PLACES: usize = 2;
-
 /// A stream of copies beside a stream of work, and memory for what it brings: a copy begins when the work that reads its place
 /// has ended, and the work that reads it waits for the copy; the host waits for neither.
 pub struct CopyLane {
     copies: CudaStream,
-    places: [Place; PLACES],
-    next: usize,
+    /// They take turns, so that one is filled while the work on the other still waits; the first is next.
+    places: [Place; 2],
 }
 
 struct Place {
@@ -40,41 +37,39 @@ impl CopyLane {
                 read: Event::new(work.device())?,
             })
         };
-        Ok(Self { copies: work.beside()?, places: [place()?, place()?], next: 0 })
+        Ok(Self { copies: work.beside()?, places: [place()?, place()?] })
     }
 
-    /// Begins to bring `bytes`, and has `work` wait for them. What is given to `work` before [`CopyLane::release`] may read
-    /// them.
+    /// Begins to bring `bytes`, has `work` wait for them, and has `read` give what reads them to `work`.
     ///
     /// # Errors
-    /// [`DeviceError::TooLarge`] for more than the capacity, [`DeviceError::Driver`].
-    pub fn bring(&mut self, work: &CudaStream, bytes: &[u8]) -> Result<View<'_>, DeviceError> {
-        let Self { copies, places, next } = self;
-        let place = &mut places[*next % PLACES];
+    /// [`DeviceError::TooLarge`] for more than the capacity, [`DeviceError::Driver`], and what `read` fails with.
+    pub fn bring<R, E: From<DeviceError>>(
+        &mut self,
+        work: &CudaStream,
+        bytes: &[u8],
+        read: impl FnOnce(View<'_>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let Self { copies, places: [place, _] } = self;
         if bytes.len() > place.bytes.len_bytes() {
-            return Err(DeviceError::TooLarge { value: bytes.len() });
+            return Err(DeviceError::TooLarge { value: bytes.len() }.into());
         }
         copies.wait_for(&place.read)?;
         copies.upload(bytes, place.bytes.rows_mut(0..bytes.len())?)?;
         copies.record(&mut place.copied)?;
         work.wait_for(&place.copied)?;
-        place.bytes.rows(0..bytes.len())
-    }
-
-    /// What `work` has been given so far is all that reads the bytes that were brought last.
-    ///
-    /// # Errors
-    /// [`DeviceError::Driver`].
-    pub fn release(&mut self, work: &CudaStream) -> Result<(), DeviceError> {
-        let place = &mut self.places[self.next % PLACES];
-        self.next = (self.next + 1) % PLACES;
-        work.record(&mut place.read)
+        let result = read(place.bytes.rows(0..bytes.len())?);
+        // Also after an error: some of it may have been given.
+        work.record(&mut place.read)?;
+        self.places.swap(0, 1);
+        result
     }
 }
 
 impl fmt::Debug for CopyLane {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "CopyLane({PLACES} places of {} bytes)", self.places[0].bytes.len_bytes())
+        let [place, _] = &self.places;
+        write!(f, "CopyLane(2 places of {} bytes)", place.bytes.len_bytes())
     }
 }
 
@@ -102,13 +97,12 @@ mod tests {
         let mut lane = CopyLane::new(&device, 1 << 20).unwrap();
         let mut kept = Tensor::zeros(&device, DType::U8, &[8, 1 << 20]).unwrap();
         for i in 0..8_u8 {
-            let bytes = lane.bring(work, &vec![i + 1; 1 << 20]).unwrap();
-            let row = usize::from(i);
-            work.copy(bytes.reshape(&[1, 1 << 20]).unwrap(), kept.rows_mut(row..row + 1).unwrap()).unwrap();
-            lane.release(work).unwrap();
+            let to = kept.rows_mut(usize::from(i)..usize::from(i) + 1).unwrap();
+            lane.bring(work, &vec![i + 1; 1 << 20], |bytes| work.copy(bytes.reshape(&[1, 1 << 20])?, to)).unwrap();
         }
         let kept = kept.to_vec::<u8>().unwrap();
         assert!(kept.chunks(1 << 20).zip(1..).all(|(row, i)| row.iter().all(|&byte| byte == i)));
-        assert!(matches!(lane.bring(work, &vec![0; (1 << 20) + 1]), Err(DeviceError::TooLarge { .. })));
+        let refused = lane.bring(work, &vec![0; (1 << 20) + 1], |_| Ok::<_, DeviceError>(()));
+        assert!(matches!(refused, Err(DeviceError::TooLarge { .. })));
     }
 }

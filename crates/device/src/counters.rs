@@ -1,6 +1,8 @@
 //! What a steady step must not do, counted, so that tests can see that it doesn't.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 /// What this process has done so far; see [`counters`]. Take it before and after a step and compare.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +21,42 @@ pub struct Counters {
     pub pinned_copies: u64,
     /// Kernels that were launched, matrix products included.
     pub launches: u64,
+}
+
+thread_local! {
+    /// Allocations of this thread: a recording must not be blamed for another thread's.
+    static OWN_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts an allocation.
+pub(crate) fn count_allocation() {
+    ALLOCATIONS.add_one();
+    OWN_ALLOCATIONS.set(OWN_ALLOCATIONS.get() + 1);
+}
+
+/// What this thread has allocated so far.
+pub(crate) fn own_allocations() -> u64 {
+    OWN_ALLOCATIONS.get()
+}
+
+/// While it lives, no GPU's memory is given back in this process: whoever would, waits. For somebody who must know that addresses
+/// which were good a moment ago still are. Holding it while dropping a tensor of a GPU in the same thread waits forever.
+#[must_use]
+pub fn hold_memory() -> MemoryHold {
+    MemoryHold(HELD.read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// See [`hold_memory`].
+#[derive(Debug)]
+pub struct MemoryHold(#[allow(dead_code)] RwLockReadGuard<'static, ()>);
+
+static HELD: RwLock<()> = RwLock::new(());
+
+/// Counts memory of a GPU that is given back by `free`, when nobody holds it.
+pub(crate) fn count_free(free: impl FnOnce()) {
+    let _nobody_holds = HELD.write().unwrap_or_else(PoisonError::into_inner);
+    FREES.add_one();
+    free();
 }
 
 /// One counter.

@@ -42,7 +42,7 @@ mod view;
 
 pub use buffer::{SharedBytes, allocated_bytes, allocation_count};
 pub use copy_lane::CopyLane;
-pub use counters::{Counters, counters};
+pub use counters::{Counters, MemoryHold, counters, hold_memory};
 pub use cubin_cache::{CubinCache, Filled};
 pub use cuda::{
     Args, CudaDevice, CudaGraph, CudaStream, Event, Launch, PinnedMemory, Swizzle, TensorMap, Times, Upload,

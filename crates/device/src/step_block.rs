@@ -92,13 +92,16 @@ impl StepBlock {
     /// The `len` elements of an array on the host, to be filled.
     ///
     /// # Errors
-    /// [`DeviceError::WrongDType`] for another type than it was placed with, [`DeviceError::TooLarge`] for elements beyond the
-    /// block.
+    /// [`DeviceError::WrongDType`] for another type than it was placed with, [`DeviceError::TooLarge`] for elements beyond what
+    /// was placed.
     pub fn array_mut<T: Element>(&mut self, slot: BlockSlot, len: usize) -> Result<&mut [T], DeviceError> {
         if slot.dtype != T::DTYPE {
             return Err(DeviceError::WrongDType { actual: slot.dtype, wanted: T::DTYPE });
         }
         let end = slot.offset_bytes.saturating_add(len.saturating_mul(size_of::<T>()));
+        if end > self.layout.len_bytes {
+            return Err(DeviceError::TooLarge { value: end });
+        }
         let host: &mut [u8] = bytemuck::cast_slice_mut(&mut self.host);
         let bytes = host.get_mut(slot.offset_bytes..end).ok_or(DeviceError::TooLarge { value: end })?;
         bytemuck::try_cast_slice_mut(bytes).map_err(|_| DeviceError::Misaligned { dtype: T::DTYPE })
@@ -111,8 +114,8 @@ impl StepBlock {
     pub fn push<T: Element>(&mut self, values: &[T]) -> Result<BlockSlot, DeviceError> {
         let mut layout = self.layout;
         let slot = layout.array::<T>(values.len());
+        self.place(layout)?;
         self.array_mut(slot, values.len())?.copy_from_slice(values);
-        self.layout = layout;
         Ok(slot)
     }
 

@@ -278,7 +278,9 @@ impl EngineBuilder {
         decoder.tune(device.stream(), &mut workspace)?;
         let pictures = PictureRows::new(&device, tower, limits.max_patches, limits.encoder_rows)?;
         let sampler = Sampler::new(&device, max_num_seqs, config.text.vocab_size)?;
-        if let Some(blocks) = self.blocks_that_fit(&device, decoder.settings(), kv_cache_dtype)? {
+        if let Some(blocks) =
+            self.blocks_that_fit(&device, decoder.settings(), kv_cache_dtype, sampler.deferred_bytes())?
+        {
             limits.num_blocks = blocks;
         }
         let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
@@ -330,12 +332,13 @@ impl EngineBuilder {
         }
     }
 
-    /// Pages that fit what is left of the GPU's memory; `None` where that isn't what decides.
+    /// Pages that fit what is left of the GPU's memory, `deferred_bytes` set aside; `None` where that isn't what decides.
     fn blocks_that_fit(
         &self,
         device: &Device,
         settings: &DecoderSettings,
         kv_cache_dtype: DType,
+        deferred_bytes: usize,
     ) -> Result<Option<usize>, EngineError> {
         let Some((share, cuda)) = self.gpu_memory_utilization.zip(device.stream().cuda()) else { return Ok(None) };
         if self.num_blocks.is_some() || self.kv_cache_bytes.is_some() {
@@ -344,7 +347,7 @@ impl EngineBuilder {
         let page_bytes = settings.kv_layout(kv_cache_dtype).page * settings.kv_bytes_per_token(kv_cache_dtype);
         let (free, total) = cuda.device().memory_bytes()?;
         let graphs = if self.enforce_eager { 0 } else { usize::try_from(self.graph_bytes).unwrap_or(usize::MAX) };
-        let taken = (total - free).saturating_add(graphs);
+        let taken = (total - free).saturating_add(graphs).saturating_add(deferred_bytes);
         let left = ((total as f64 * share) as usize).saturating_sub(taken);
         match left / page_bytes {
             0 => Err(EngineError::NoRoomForCache { share, taken_bytes: taken, total_bytes: total }),

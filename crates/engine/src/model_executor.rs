@@ -15,7 +15,7 @@ use std::collections::{HashMap, VecDeque};
 use foveal_device::{Device, Stream};
 use foveal_graphs::{CaptureReport, GraphStats, Graphs};
 use foveal_llm::{Batch, LlmError, PendingTokens, SamplerState};
-use foveal_types::{DeviceFailure, RequestError, SeqId, TokenId};
+use foveal_types::{DeviceFailure, Exhausted, RequestError, SeqId, TokenId};
 
 use crate::scheduler::{EncodeBatch, SequenceRows, StepResults, Work};
 use crate::stats::ExecutorStats;
@@ -95,7 +95,7 @@ impl ModelExecutor {
     /// Records the steps of all shapes, as far as memory goes. Nothing to do on the CPU.
     pub(crate) fn record(&mut self) -> Result<CaptureReport, StepError> {
         // Recording runs each shape once: over padding alone, which stores nothing.
-        let parts = if self.device.is_cuda() { self.shapes.parts(true) } else { Vec::new() };
+        let parts = if self.device.is_cuda() { self.shapes.parts() } else { Vec::new() };
         let mut total = CaptureReport { budget_bytes: self.graph_bytes, ..CaptureReport::default() };
         for part in parts {
             if let Part::Rows(shape) = part {
@@ -105,18 +105,31 @@ impl ModelExecutor {
                 };
                 self.steps.with_work(load)?;
             }
-            total.add(self.steps.capture_all([part], self.graph_bytes.saturating_sub(total.bytes))?);
+            total.add(self.steps.capture_all([part], self.graph_bytes)?);
         }
         for (side, count) in COMMON_PICTURES {
             let batch = self.steps.work().pictures.squares(side, count);
             let Some(batch) = batch.filter(|_| self.device.is_cuda()) else { continue };
-            let shape = self.steps.with_work(|memory, stream| memory.pictures.load(stream, &batch))?;
-            let part = shape.map(Part::Pictures);
-            total.add(self.steps.capture_all(part, self.graph_bytes.saturating_sub(total.bytes))?);
+            let shape = self.steps.with_work(|memory, stream| memory.pictures.load_apart(stream, &batch.images))?;
+            total.add(self.steps.capture_all([Part::Pictures(shape)], self.graph_bytes)?);
         }
         self.device.stream().synchronize()?;
         self.num_resets = self.steps.stats().resets;
         Ok(total)
+    }
+
+    /// Records the steps anew whose recordings were dropped. Without, they run launch by launch.
+    fn record_again(&mut self) {
+        if self.steps.stats().resets == self.num_resets {
+            return;
+        }
+        match self.record() {
+            Ok(report) => tracing::warn!(%report, "memory of the GPU was freed; recorded all steps again"),
+            Err(error) => {
+                tracing::warn!(%error, "memory of the GPU was freed, and steps can't be recorded again; they run without");
+                self.num_resets = self.steps.stats().resets;
+            }
+        }
     }
 
     /// Sends a step on its way. What concerns one sequence is its own result, and the others run without it.
@@ -146,15 +159,18 @@ impl ModelExecutor {
                 Err(error) => match error.sequence() {
                     // Found before anything was launched.
                     Some(at) => step.fail(at, RequestError::new("invalid_prompt", error.to_string()).into()),
+                    // What the step has computed so far is not relied on: none of its sequences goes on.
+                    None if error.is_out_of_memory() => {
+                        let message = format!("{error}; try again later, with fewer requests at once");
+                        while !step.work().sequences.is_empty() {
+                            step.fail(0, Exhausted::new(message.clone()).into());
+                        }
+                    }
                     None => return Err(device_failure(error)),
                 },
             }
         }
         self.last = LastTokens { rows: step.sampled_rows(), tokens: Vec::new() };
-        if self.steps.stats().resets != self.num_resets {
-            let report = self.record().map_err(device_failure)?;
-            tracing::warn!(%report, "memory was given back while steps were prepared; recorded them again");
-        }
         Ok(InFlight { outcome: step, pending })
     }
 
@@ -265,6 +281,7 @@ fn device_failure(error: impl std::error::Error) -> DeviceFailure {
 
 impl StepExecutor for ModelExecutor {
     fn submit(&mut self, work: Work) -> Result<(), DeviceFailure> {
+        self.record_again();
         let device = self.device.clone();
         let cuda = device.stream().cuda();
         cuda.map_or(Ok(()), |cuda| self.clock.start(cuda)).map_err(device_failure)?;

@@ -27,8 +27,8 @@ pub struct EngineStats {
     pub prefix_hit_tokens: u64,
     /// Times that a picture's embeddings were there already (counter `foveal_encoder_hits_total`).
     pub encoder_hits: u64,
-    /// Milliseconds that the engine's thread spent on planning, sending steps off and telling callers (counter
-    /// `foveal_host_microseconds_total`).
+    /// Milliseconds that the engine's thread spent on planning, sending steps off and telling callers; on the CPU, where a step is
+    /// computed as it is sent off, that as well (counter `foveal_host_microseconds_total`).
     pub host_ms: f64,
     /// What steps came to on the device.
     pub executor: ExecutorStats,

@@ -22,7 +22,7 @@ pub(crate) enum Command {
 
 /// Computes what plans say. The engine's own one runs the model; tests have others.
 ///
-/// Dropping it ends what is still in flight. An error of either function means that nothing works any more.
+/// Dropping it ends what is still in flight. An error of any of them means that nothing works any more.
 pub(crate) trait StepExecutor: Send {
     /// Takes a step. It may compute it at once or just send it on its way; steps run in the order in which they come.
     fn submit(&mut self, work: Work) -> Result<(), DeviceFailure>;

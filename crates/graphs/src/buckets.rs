@@ -24,7 +24,7 @@ impl Buckets {
         let (min, max, max_waste) = (min.max(1), max.max(1), max_waste.clamp(0.0, 0.9));
         let mut sizes = vec![min.min(max), max];
         let mut low = 1_usize;
-        while low < max {
+        while low < max && low < usize::MAX / 4 {
             // The worst fit of the first part's end is a size just above `low`.
             let waste = |parts: usize| (low / parts) as f64 - 1.0;
             let wasted = |parts: usize| waste(parts) / (low + low / parts) as f64;
@@ -33,7 +33,7 @@ impl Buckets {
                 parts *= 2;
             }
             sizes.extend((1..=parts).map(|part| low + low / parts * part).filter(|size| (min..max).contains(size)));
-            low *= 2;
+            low = low.saturating_mul(2);
         }
         Self::new(sizes)
     }

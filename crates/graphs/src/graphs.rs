@@ -6,7 +6,7 @@ use std::fmt;
 use std::hash::Hash;
 use std::time::Instant;
 
-use foveal_device::{CudaGraph, Device, DeviceError, Stream, counters};
+use foveal_device::{CudaGraph, Device, DeviceError, Stream, counters, hold_memory};
 
 use crate::{CaptureReport, GraphStats};
 
@@ -17,8 +17,8 @@ pub trait Record {
     /// What the work fails with.
     type Error: From<DeviceError>;
 
-    /// Gives the work of a key to the stream: for equal keys the same launches on the same memory, which is `self`'s or lives as
-    /// long as the process. Whatever differs from call to call lies in device memory.
+    /// Gives the work of a key to the stream: for equal keys the same launches on the same memory. Whatever differs from call to
+    /// call lies in device memory.
     ///
     /// # Errors
     /// Its own.
@@ -32,6 +32,11 @@ pub struct Graphs<W: Record> {
     device: Device,
     work: W,
     is_on: bool,
+    /// What the process had freed when the graphs were last known to be good.
+    frees: u64,
+    /// Bytes that all graphs took, and that the last one did.
+    bytes: u64,
+    last_bytes: u64,
     stats: GraphStats,
 }
 
@@ -40,7 +45,16 @@ impl<W: Record> Graphs<W> {
     #[must_use]
     pub fn new(device: &Device, work: W) -> Self {
         let is_on = device.is_cuda();
-        Self { graphs: HashMap::new(), device: device.clone(), work, is_on, stats: GraphStats::default() }
+        Self {
+            graphs: HashMap::new(),
+            device: device.clone(),
+            work,
+            is_on,
+            frees: 0,
+            bytes: 0,
+            last_bytes: 0,
+            stats: GraphStats::default(),
+        }
     }
 
     /// Whether graphs are recorded and replayed; without, everything runs as it is: the same kernels on the same memory, and so
@@ -51,8 +65,9 @@ impl<W: Record> Graphs<W> {
         self
     }
 
-    /// Records the work of these keys in this order, as long as the GPU's memory that it takes stays within `budget_bytes`. Each
-    /// runs once before it is recorded, so that its modules are loaded. Nothing to do on the CPU.
+    /// Records the work of these keys in this order, as long as the GPU's memory that all graphs take stays within
+    /// `budget_bytes`: one that may not fit, judged by the one before, is left out. Each runs once before it is recorded, so that
+    /// its modules are loaded. Nothing to do on the CPU.
     ///
     /// # Errors
     /// The work's, and [`DeviceError::Capture`] for work that allocates.
@@ -63,21 +78,20 @@ impl<W: Record> Graphs<W> {
     ) -> Result<CaptureReport, W::Error> {
         let mut report = CaptureReport { budget_bytes, ..CaptureReport::default() };
         let start = Instant::now();
-        let before = self.free_bytes()?;
-        // The last one's size is the best guess at the next one's.
-        let mut last_bytes = 0;
         for key in keys {
             if !self.is_on {
                 break;
             }
-            if report.bytes.saturating_add(last_bytes) > budget_bytes {
+            // Any graph takes something, though the driver often has it at hand.
+            if self.bytes.saturating_add(self.last_bytes.max(1)) > budget_bytes {
                 report.num_left_out += 1;
                 continue;
             }
+            let free = self.free_bytes()?;
             self.capture(key)?;
-            let bytes = before.saturating_sub(self.free_bytes()?);
-            last_bytes = bytes.saturating_sub(report.bytes);
-            report.bytes = bytes;
+            self.last_bytes = free.saturating_sub(self.free_bytes()?);
+            self.bytes += self.last_bytes;
+            report.bytes += self.last_bytes;
             report.num_captured += 1;
         }
         report.elapsed = start.elapsed();
@@ -99,6 +113,7 @@ impl<W: Record> Graphs<W> {
         let stream = self.device.stream();
         let Some(cuda) = stream.cuda().filter(|_| self.is_on) else { return Ok(()) };
         self.work.launch(stream, key)?;
+        drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats);
         let graph = cuda.capture(|| self.work.launch(stream, key))?;
         self.graphs.insert(key, graph);
         Ok(())
@@ -110,13 +125,17 @@ impl<W: Record> Graphs<W> {
     /// The work's, or [`DeviceError::Driver`].
     pub fn run(&mut self, key: W::Key) -> Result<(), W::Error> {
         let stream = self.device.stream();
+        let held = hold_memory();
+        drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats);
         let graph = self.graphs.get_mut(&key).filter(|_| self.is_on);
         let Some((cuda, graph)) = stream.cuda().zip(graph) else {
+            drop(held);
             self.stats.eager_runs += 1;
             return self.work.launch(stream, key);
         };
-        // SAFETY: what was recorded is the work's own memory (the trait's contract), which `self` holds and nobody else can write:
-        // it is lent shared, or exclusively by `with_work`, which drops the graphs if memory was freed meanwhile.
+        // SAFETY: every address that was recorded was good then, and no GPU's memory has been freed in this process since, or
+        // the graph would be gone; nor is any while `held` lives, and once the graph is launched the driver has frees wait for
+        // it. Whoever writes that memory meanwhile has the work's own: the stream orders them.
         unsafe { cuda.replay(graph) }?;
         self.stats.replays += 1;
         Ok(())
@@ -134,15 +153,11 @@ impl<W: Record> Graphs<W> {
         &self.work
     }
 
-    /// Lends the work: to bring what the next run reads, or for work that is never recorded. If the process gave back a GPU's
-    /// memory meanwhile, it may have been the graphs': they are dropped then, and recorded no more until somebody asks.
+    /// Lends the work: to bring what the next run reads, or for work that is never recorded. If the process gives back a GPU's
+    /// memory, here or elsewhere, it may be the graphs': they are dropped then, and recorded no more until somebody asks.
     pub fn with_work<R>(&mut self, body: impl FnOnce(&mut W, &Stream) -> R) -> R {
-        let before = counters().frees;
         let result = body(&mut self.work, self.device.stream());
-        if counters().frees != before && !self.graphs.is_empty() {
-            self.graphs.clear();
-            self.stats.resets += 1;
-        }
+        drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats);
         result
     }
 
@@ -157,6 +172,16 @@ impl<W: Record> Graphs<W> {
     pub fn stats(&self) -> GraphStats {
         self.stats
     }
+}
+
+/// Drops all graphs if a GPU's memory was freed since they were last known to be good.
+fn drop_if_freed<K>(graphs: &mut HashMap<K, CudaGraph>, frees: &mut u64, stats: &mut GraphStats) {
+    let now = counters().frees;
+    if now != *frees && !graphs.is_empty() {
+        graphs.clear();
+        stats.resets += 1;
+    }
+    *frees = now;
 }
 
 impl<W: Record> fmt::Debug for Graphs<W> {

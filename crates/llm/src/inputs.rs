@@ -126,8 +126,9 @@ impl StepInputs {
         fill(block.array_mut(slots.kept_index, kept)?, &self.kept_index, -1);
         fill(block.array_mut(slots.input_ids, rows)?, batch.input_ids, 0);
         let positions = block.array_mut::<i32>(slots.positions, 3 * rows)?;
-        for (to, from) in positions.chunks_mut(rows.max(1)).zip(batch.positions.chunks(batch.num_tokens().max(1))) {
-            fill(to, from, 0);
+        let n = batch.num_tokens();
+        for (axis, to) in positions.chunks_mut(rows.max(1)).enumerate() {
+            fill(to, batch.positions.get(axis * n..(axis + 1) * n).unwrap_or_default(), 0);
         }
         fill(block.array_mut(slots.slot_mapping, rows)?, batch.slot_mapping, -1);
         let end = batch.cu_seqlens.last().copied().unwrap_or_default();

@@ -100,10 +100,17 @@ impl Sampler {
             top_ids: Tensor::zeros(device, DType::I32, &top)?,
             top_logprobs: Tensor::zeros(device, DType::F32, &top)?,
             penalties: None,
-            readbacks: vec![Readback::new(device, readback_bytes)?],
+            // As many as there are steps at once where one is prepared while another runs.
+            readbacks: vec![Readback::new(device, readback_bytes)?, Readback::new(device, readback_bytes)?],
             readback_bytes,
             num_failed_rows: 0,
         })
+    }
+
+    /// Bytes of the device's memory that are asked for when the first sequence with penalties comes.
+    #[must_use]
+    pub fn deferred_bytes(&self) -> usize {
+        if self.penalties.is_some() { 0 } else { PenaltyBuffers::len_bytes(self.max_rows, self.vocab_size) }
     }
 
     /// Rows so far whose logits gave no token (NaN).
@@ -138,8 +145,8 @@ impl Sampler {
     }
 
     /// The first half of [`Sampler::sample`]: has the device choose, and counts each state's draw. The host waits for nothing;
-    /// the next step can read the tokens from [`Sampler::token_ids`] meanwhile. A state that looks at its last token
-    /// ([`SamplerState::needs_last_token`]) must have it recorded before it comes here again.
+    /// the next step can read the tokens from [`Sampler::token_ids`] meanwhile. A sequence with penalties looks at its last
+    /// token: that must be recorded before its state comes here again.
     ///
     /// # Errors
     /// As [`Sampler::sample`], but for those of rows.

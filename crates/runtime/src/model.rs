@@ -45,6 +45,12 @@ impl Model {
         if let Some(tokens) = options.max_num_batched_tokens {
             builder = builder.max_num_batched_tokens(tokens);
         }
+        if let Some(requests) = options.max_waiting {
+            builder = builder.max_waiting(requests);
+        }
+        if let Some(bytes) = options.pinned_bytes {
+            builder = builder.pinned_bytes(bytes);
+        }
         if let Some(share) = options.gpu_memory_utilization {
             builder = builder.gpu_memory_utilization(share);
         }

@@ -50,6 +50,10 @@ pub struct ModelOptions {
     pub enforce_eager: bool,
     /// Whether a step is sent off before the last one's tokens are known.
     pub run_ahead: bool,
+    /// The most requests that wait; `None` takes the engine's default.
+    pub max_waiting: Option<usize>,
+    /// The most page-locked memory, for copies and for pixels that wait; `None` takes the engine's default.
+    pub pinned_bytes: Option<usize>,
     /// Whether every prompt is computed anew.
     pub no_prefix_caching: bool,
     /// Pictures with fewer pixels are enlarged; `None` takes the model's setting.

@@ -67,6 +67,12 @@ impl SamplingParams {
     /// The most stop texts of one request.
     pub const MAX_STOP: usize = 16;
 
+    /// Whether choosing a token takes the answer so far: penalties count its tokens.
+    #[must_use]
+    pub fn has_penalties(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
     /// Checks every range.
     ///
     /// # Errors

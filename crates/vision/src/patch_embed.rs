@@ -78,7 +78,7 @@ impl PatchEmbed {
             for input in run {
                 let end = start + input.grid.num_patches();
                 let rows = pixels.values.view_mut(&[num_rows, row_len])?.rows(start..end)?;
-                self.values(stream, input.patches, &mut pixels.bytes, rows)?;
+                self.values(stream, input.patches, &mut pixels.lane, rows)?;
                 start = end;
             }
             let x = pixels.values.view(&[num_rows, row_len])?;
@@ -93,21 +93,22 @@ impl PatchEmbed {
         &self,
         stream: &Stream,
         patches: Patches<'_>,
-        bytes_on_device: &mut Option<&mut CopyLane>,
+        lane: &mut Option<&mut CopyLane>,
         out: ViewMut<'_>,
     ) -> Result<(), VisionError> {
         let Normalisation { mean, std } = self.normalisation;
         match patches {
             Patches::Still(bytes) | Patches::Video(bytes) => {
                 let dims = *out.shape();
-                match bytes_on_device.as_mut().zip(stream.cuda()) {
+                match lane.as_mut().zip(stream.cuda()) {
                     None => {
                         normalise(stream, Normalise { pixels: View::from_slice(bytes, &dims)?, mean, std, out })?;
                     }
                     Some((lane, cuda)) => {
-                        let pixels = lane.bring(cuda, bytes)?.reshape(&dims)?;
-                        normalise(stream, Normalise { pixels, mean, std, out })?;
-                        lane.release(cuda)?;
+                        lane.bring(cuda, bytes, |pixels| {
+                            let pixels = pixels.reshape(&dims)?;
+                            Ok::<_, VisionError>(normalise(stream, Normalise { pixels, mean, std, out })?)
+                        })?;
                     }
                 }
             }
@@ -125,7 +126,7 @@ pub(crate) struct PixelBuffers<'a> {
     /// For the normalised values.
     pub(crate) values: &'a mut FlatBuffer,
     /// Brings them to a GPU; none on the CPU, which reads them where they are.
-    pub(crate) bytes: Option<&'a mut CopyLane>,
+    pub(crate) lane: Option<&'a mut CopyLane>,
 }
 
 fn to_bf16(values: &[f32]) -> Vec<bf16> {

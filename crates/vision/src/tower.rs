@@ -158,7 +158,7 @@ impl VisionTower {
         let order = batch.window_order()?;
         let embeds = if order.is_some() { &mut activations.branch } else { &mut activations.residual };
         let mut x = embeds.view_mut(&dims)?; // [num_patches, hidden_size]
-        let mut buffers = PixelBuffers { values: &mut activations.wide, bytes: pixels.as_mut() };
+        let mut buffers = PixelBuffers { values: &mut activations.wide, lane: pixels.as_mut() };
         self.patch_embed.forward(stream, inputs, &mut buffers, &mut x)?;
         if let (Some(table), Some((index, weight))) = (&self.position_table, batch.taps()?) {
             add_position_embed(stream, AddPositionEmbed { table: table.view(), index, weight, x })?;

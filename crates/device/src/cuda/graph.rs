@@ -6,7 +6,7 @@ use cudarc::driver::{result, sys};
 use super::context::driver_error;
 use super::{CudaDevice, CudaStream, Event};
 use crate::DeviceError;
-use crate::counters::ALLOCATIONS;
+use crate::counters::own_allocations;
 
 /// Work of a stream, recorded with all addresses and parameters. It reads and writes the very memory that was there when
 /// it was recorded: who keeps a graph keeps that memory.
@@ -31,7 +31,7 @@ impl CudaStream {
         let device = self.device();
         device.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        let allocations = ALLOCATIONS.get();
+        let allocations = own_allocations();
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::begin_capture(self.raw(), mode) }.map_err(driver_error("cuStreamBeginCapture"))?;
         let worked = work();
@@ -48,7 +48,7 @@ impl CudaStream {
             (Ok(()), Err(error)) => return Err(error.into()),
             (Ok(()), Ok(graph)) => graph,
         };
-        let allocated = ALLOCATIONS.get() - allocations;
+        let allocated = own_allocations() - allocations;
         if allocated > 0 {
             destroy(graph);
             return Err(DeviceError::Capture { allocated }.into());

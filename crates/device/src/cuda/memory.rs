@@ -10,7 +10,7 @@ use cudarc::driver::{result, sys};
 use super::context::driver_error;
 use super::{CudaDevice, CudaStream};
 use crate::DeviceError;
-use crate::counters::{ALLOCATIONS, FREES, SYNCHRONISES};
+use crate::counters::{SYNCHRONISES, count_allocation, count_free};
 use crate::view::{DeviceBytes, DeviceBytesMut};
 
 /// Zeroed memory of a GPU, aligned to 256 bytes.
@@ -65,9 +65,10 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         if self.ptr != 0 && self.device.bind().is_ok() {
-            FREES.add_one();
-            // SAFETY: allocated in `zeroed`, freed once. The driver waits for the work of all streams before it frees.
-            let _ = unsafe { result::free_sync(self.ptr) };
+            count_free(|| {
+                // SAFETY: allocated in `zeroed`, freed once. The driver waits for the work of all streams before it frees.
+                let _ = unsafe { result::free_sync(self.ptr) };
+            });
         }
     }
 }
@@ -107,7 +108,7 @@ impl PinnedMemory {
         let ptr = NonNull::new(ptr.cast::<u8>()).ok_or_else(out_of_memory)?;
         // SAFETY: the driver gave at least `len_bytes` bytes at `ptr`, and nobody else knows them.
         unsafe { ptr.as_ptr().write_bytes(0, len_bytes.max(1)) };
-        ALLOCATIONS.add_one();
+        count_allocation();
         Ok(Self { device: device.clone(), ptr, len_bytes })
     }
 

@@ -93,11 +93,12 @@ impl PictureRows {
         buffers.map(Tensor::len_bytes).sum()
     }
 
-    /// A batch of grey squares, in the arena's first rows; `None` for sides that are no whole cells, or more than the workspace
-    /// takes.
+    /// A batch of grey squares, in the arena's first rows, of whole cells; `None` for sides below half a cell, and for more than
+    /// the workspace takes.
     pub(crate) fn squares(&self, side_pixels: u32, count: usize) -> Option<EncodeBatch> {
         let cell = self.cell_pixels();
-        let side = side_pixels.checked_div(cell).filter(|cells| cells * cell == side_pixels)? * self.merge_size();
+        // As a picture of that size is resized.
+        let side = (side_pixels + cell / 2).checked_div(cell)? * self.merge_size();
         let patches = (side * side) as usize;
         if side == 0 || patches * count > self.max_patches() {
             return None;
@@ -128,14 +129,33 @@ impl PictureRows {
     /// The first part of [`PictureRows::encode`] on a GPU: what [`PictureRows::launch`] goes on with, or `None` for pictures that
     /// can't be encoded.
     pub(crate) fn load(&mut self, stream: &Stream, batch: &EncodeBatch) -> Result<Option<BatchShape>, VisionError> {
-        let inputs: Vec<VisionInput<'_>> = batch.images.iter().map(vision_input).collect();
-        let result = self.tower.load_inputs(stream, &inputs, &mut self.workspace);
+        let result = self.load_apart(stream, &batch.images).and_then(|shape| self.check_rows(shape, &batch.rows));
         Ok(self.keep(&batch.rows, result)?.then(|| self.workspace.shape()))
     }
 
+    /// The same for pictures that have no rows in the arena.
+    pub(crate) fn load_apart(&mut self, stream: &Stream, images: &[PreparedImage]) -> Result<BatchShape, VisionError> {
+        let inputs: Vec<VisionInput<'_>> = images.iter().map(vision_input).collect();
+        self.tower.load_inputs(stream, &inputs, &mut self.workspace)?;
+        Ok(self.workspace.shape())
+    }
+
+    /// A batch fills its rows of the arena.
+    fn check_rows(&self, shape: BatchShape, rows: &Range<usize>) -> Result<(), VisionError> {
+        let num_tokens = shape.patches / self.tower.config().merge_unit().max(1);
+        if num_tokens == rows.len() {
+            return Ok(());
+        }
+        let (output, out_hidden_size) = ("the arena's rows".to_owned(), self.tower.out_hidden_size());
+        let got = *self.embeds.rows(rows.clone())?.shape();
+        Err(VisionError::OutputShape { output, got, num_tokens, out_hidden_size })
+    }
+
     /// The second part, which can be recorded: from what was loaded last to the staging memory.
-    pub(crate) fn launch(&mut self, stream: &Stream) -> Result<(), VisionError> {
-        let shape = self.workspace.shape();
+    pub(crate) fn launch(&mut self, stream: &Stream, shape: BatchShape) -> Result<(), VisionError> {
+        if self.workspace.shape() != shape {
+            return Err(VisionError::EmptyBatch);
+        }
         let rows = 0..shape.patches / self.tower.config().merge_unit().max(1);
         let Some([embeds, levels @ ..]) = self.staging.as_deref_mut() else { return Err(VisionError::EmptyBatch) };
         let deepstack = levels.iter_mut().map(|level| level.rows_mut(rows.clone())).collect::<Result<_, _>>()?;

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use foveal_device::{CudaStream, DeviceError, Event};
 
-/// Marks in the stream before and behind each step. Reading them waits for nothing: a step is looked at when the next one has
-/// ended.
+/// Marks in the stream before and behind each step. Reading them waits for nothing: a step is looked at when its end has been
+/// reached.
 pub(crate) struct StepClock {
     /// Steps that have been marked and not been looked at, the oldest first.
     marked: VecDeque<Marks>,
@@ -51,7 +51,7 @@ impl StepClock {
         self.marked.back_mut().map_or(Ok(()), |marks| stream.record(&mut marks.end))
     }
 
-    /// Looks at the steps that are known to have ended, because the one behind them has.
+    /// Looks at the steps that have ended.
     pub(crate) fn look(&mut self) -> Result<(), DeviceError> {
         while self.marked.front().is_some_and(|marks| marks.end.is_done() == Ok(true)) {
             let Some(marks) = self.marked.pop_front() else { break };
@@ -68,6 +68,8 @@ impl StepClock {
     /// There is nothing to do: what passes until the next step is nobody's idleness.
     pub(crate) fn rest(&mut self) -> Result<(), DeviceError> {
         self.look()?;
+        // One whose end the GPU is just reaching is left out.
+        self.unused.extend(self.marked.drain(..));
         self.unused.extend(self.last.take());
         Ok(())
     }

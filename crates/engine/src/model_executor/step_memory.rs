@@ -1,9 +1,8 @@
 //! The model with all the memory that steps read and write, and a step's parts as they are recorded.
 
-use foveal_device::{DeviceError, Stream, View};
+use foveal_device::{DeviceError, Stream};
 use foveal_graphs::Record;
 use foveal_llm::{Decoder, ImageTables, KvCache, LlmError, Sampler, StepShape, Workspace};
-
 use foveal_vision::{BatchShape, VisionError};
 use thiserror::Error;
 
@@ -41,18 +40,16 @@ impl Record for StepMemory {
 
     fn launch(&mut self, stream: &Stream, part: Part) -> Result<(), StepError> {
         let Self { pictures, workspace, cache, sampler, decoder } = self;
-        if let Part::Pictures(_) = part {
-            return Ok(pictures.launch(stream)?);
-        }
-        let levels: Vec<View<'_>> = pictures.deepstack();
         match part {
-            Part::Pictures(_) => {}
+            Part::Pictures(shape) => pictures.launch(stream, shape)?,
             Part::Rows(shape) => {
+                let levels = pictures.deepstack();
                 let images = ImageTables { embeds: pictures.embeds(), deepstack: &levels };
                 let read = (shape.has_images.then_some(images), Some(sampler.token_ids()));
                 decoder.launch_rows(stream, shape, read, cache, workspace)?;
             }
             Part::Logits { rows, has_images } => {
+                let levels = pictures.deepstack();
                 decoder.launch_logits(stream, rows, has_images.then_some(&levels[..]), workspace)?;
             }
         }
@@ -72,6 +69,17 @@ pub(crate) enum StepError {
 }
 
 impl StepError {
+    /// Whether there was no memory, which others may give back.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        let device = match self {
+            Self::Device(error) | Self::Llm(LlmError::Device(error)) | Self::Vision(VisionError::Device(error)) => {
+                error
+            }
+            _ => return false,
+        };
+        matches!(device, DeviceError::OutOfMemory { .. })
+    }
+
     /// The sequence that it concerns, if it concerns one.
     pub(crate) fn sequence(&self) -> Option<usize> {
         match self {

@@ -132,7 +132,6 @@ impl Work {
 impl Ask {
     /// Whether choosing a token takes the one before it on the host: penalties count them there.
     pub(crate) fn reads_answer(&self) -> bool {
-        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
-        repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
+        self.sampling.has_penalties()
     }
 }

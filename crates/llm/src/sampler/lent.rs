@@ -10,11 +10,13 @@ const MIN_BYTES: usize = 1 << 16;
 pub(super) struct LentBytes {
     device: Device,
     memory: Option<Tensor>,
+    /// What became too small. It is no more than what took its place, and recorded steps are dropped where memory is freed.
+    outgrown: Vec<Tensor>,
 }
 
 impl LentBytes {
     pub(super) fn new(device: &Device) -> Self {
-        Self { device: device.clone(), memory: None }
+        Self { device: device.clone(), memory: None, outgrown: Vec::new() }
     }
 
     /// At least `len_bytes` of a GPU's memory. Where more are needed than ever before, they are allocated, twice as many
@@ -23,9 +25,10 @@ impl LentBytes {
         if !self.device.is_cuda() {
             return ViewMut::from_slice::<u8>(&mut [], &[0]);
         }
-        let memory = match self.memory.take().filter(|memory| memory.view().len_bytes() >= len_bytes) {
-            Some(memory) => memory,
-            None => {
+        let memory = match self.memory.take() {
+            Some(memory) if memory.len_bytes() >= len_bytes => memory,
+            outgrown => {
+                self.outgrown.extend(outgrown);
                 let len_bytes = len_bytes.max(MIN_BYTES).checked_next_power_of_two().unwrap_or(len_bytes);
                 Tensor::zeros(&self.device, DType::U8, &[len_bytes])?
             }

@@ -33,6 +33,11 @@ impl PenaltyBuffers {
         })
     }
 
+    /// Bytes of those for so many rows.
+    pub(super) fn len_bytes(max_rows: usize, vocab_size: usize) -> usize {
+        max_rows.saturating_mul(vocab_size).saturating_mul(size_of::<i32>() + size_of::<u8>())
+    }
+
     /// Writes each sequence's tokens into its row.
     pub(super) fn write(&mut self, stream: &Stream, states: &[&mut SamplerState]) -> Result<(), LlmError> {
         self.entries.clear();

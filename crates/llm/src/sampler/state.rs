@@ -65,7 +65,7 @@ impl SamplerState {
             min_tokens: params.min_tokens as u64,
             stop_tokens: stop.tokens().iter().map(|token| token.0).collect(),
             num_top: params.logprobs.unwrap_or(0),
-            seen: row.reads_output().then(|| SeenTokens::new(if row.reads_prompt() { prompt } else { &[] })),
+            seen: params.has_penalties().then(|| SeenTokens::new(if row.reads_prompt() { prompt } else { &[] })),
         })
     }
 
@@ -95,12 +95,6 @@ impl SamplerState {
 
     pub(super) fn seen(&self) -> Option<&SeenTokens> {
         self.seen.as_ref()
-    }
-
-    /// Whether the next token depends on which the last one was, by penalties.
-    #[must_use]
-    pub fn needs_last_token(&self) -> bool {
-        self.seen.is_some()
     }
 
     /// Counts a token that is being chosen.

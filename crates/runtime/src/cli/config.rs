@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use foveal_device::DeviceKind;
+use foveal_engine::EngineBuilder;
 use foveal_llm::{Quantization, parse_kv_cache_dtype};
 use foveal_runtime::{LoadFormat, ModelOptions, ThroughputOptions};
 use foveal_types::SamplingParams;
@@ -179,7 +180,9 @@ impl BenchConfig {
             )));
         }
         let image_size = image_size(&raw.image_size)?;
-        let runs = max_concurrency.iter().map(|&concurrency| ThroughputOptions {
+        // Each run has requests of its own: no prompt or picture of one is found in the caches by the next.
+        let seeds = (0..).map(|run: u64| seed.wrapping_add(run));
+        let runs = max_concurrency.iter().zip(seeds).map(|(&concurrency, seed)| ThroughputOptions {
             num_prompts: num_prompts.unwrap_or(concurrency.saturating_mul(PROMPTS_EACH)),
             concurrency,
             input_len,
@@ -189,12 +192,18 @@ impl BenchConfig {
             seed,
         });
         let most = max_concurrency.iter().copied().max().unwrap_or(1);
+        // The pixels of all requests at once, each picture of which takes a block of up to twice its size.
+        let [width, height] = image_size.map(|side| side as usize);
+        let pixels = width.saturating_mul(height).saturating_mul(3 * 2).saturating_mul(num_images);
+        let pinned_bytes = pixels.saturating_mul(most).saturating_add(EngineBuilder::DEFAULT_PINNED_BYTES);
         Ok(Self {
             model: place(model),
             runs: runs.collect(),
             output: output(json),
             options: ModelOptions {
                 max_num_seqs: Some(raw.max_num_seqs.unwrap_or(most)),
+                max_waiting: Some(most),
+                pinned_bytes: Some(pinned_bytes),
                 max_num_batched_tokens: Some(raw.max_num_batched_tokens),
                 gpu_memory_utilization: Some(raw.gpu_memory_utilization),
                 run_ahead: !raw.no_run_ahead,

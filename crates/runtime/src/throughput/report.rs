@@ -65,6 +65,10 @@ pub struct ThroughputReport {
     pub e2el_ms: Percentiles,
     /// Milliseconds that making a request took, pixels included, which is in none of the others.
     pub prepare_ms: Percentiles,
+    /// Prompt tokens that were found in the KV cache, and pictures in theirs: none, unless requests come twice.
+    pub cached_tokens: u64,
+    /// As above.
+    pub cached_pictures: u64,
     /// Times that a request made room for an older one.
     pub preemptions: u64,
     /// Steps of the engine.
@@ -117,6 +121,8 @@ impl ThroughputReport {
             itl_ms: Percentiles::of(timelines.iter().flat_map(between).collect()),
             e2el_ms: Percentiles::of(ends().map(|(_, last, _)| ms(last)).collect()),
             prepare_ms: Percentiles::of(timelines.iter().map(|t| ms(&t.prepared)).collect()),
+            cached_tokens: after.prefix_hit_tokens - before.prefix_hit_tokens,
+            cached_pictures: after.encoder_hits - before.encoder_hits,
             preemptions: after.preemptions - before.preemptions,
             steps: after.steps - before.steps,
             gpu_step_ms: busy_ms / steps,

@@ -48,7 +48,7 @@ impl Workload {
     /// Request number `index`: half of the text, the pictures, the other half. No two have a token's run or a picture in common.
     pub(super) fn request(&self, model: &Model, index: usize) -> Result<PreparedRequest, RuntimeError> {
         let merge = model.position_rule().spatial_merge_size;
-        let mut random = Random(self.seed ^ (index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut random = Random::new(self.seed, index as u64);
         let mut text = |len: usize| -> Vec<TokenId> {
             let first = FIRST_ID.min(self.num_ids - 1);
             (0..len).map(|_| TokenId(first + random.next() as u32 % (self.num_ids - first))).collect()
@@ -112,9 +112,18 @@ fn picture(
 struct Random(u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// splitmix64 of both: seeds and numbers that are neighbours begin far apart.
+    fn new(seed: u64, number: u64) -> Self {
+        let mix = |mut z: u64| {
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            z ^ (z >> 31)
+        };
         // From 0 nothing follows.
-        self.0 = if self.0 == 0 { 0x9E37_79B9_7F4A_7C15 } else { self.0 };
+        Self(mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_add(number)).max(1))
+    }
+
+    fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
