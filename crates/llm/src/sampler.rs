@@ -120,7 +120,8 @@ impl Sampler {
     }
 
     /// Chooses one token per row of `logits` (`[r, vocab_size]` f32, as [`crate::Decoder::forward`] gives them), row i for
-    /// `states[i]`, and writes it down in that state. A row without a usable logit is an error of that row alone.
+    /// `states[i]`, and writes it down in that state. A row without a usable logit is an error of that row alone, and its
+    /// state stays as it was.
     ///
     /// # Errors
     /// [`LlmError::TooMany`] and [`LlmError::BatchShape`] when rows, states and buffers don't fit, [`LlmError::Device`]
@@ -137,8 +138,9 @@ impl Sampler {
         let pending = self.begin(stream, logits, states)?;
         let tokens = self.finish(pending)?;
         for (token, state) in tokens.iter().zip(states) {
-            if let Ok(token) = token {
-                state.record(token.token_id);
+            match token {
+                Ok(token) => state.record(token.token_id),
+                Err(_) => state.take_back_draw(),
             }
         }
         Ok(tokens)

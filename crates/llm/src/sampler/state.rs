@@ -102,6 +102,11 @@ impl SamplerState {
         self.row.draw += 1;
     }
 
+    /// The token that was counted last was none.
+    pub(super) fn take_back_draw(&mut self) {
+        self.row.draw = self.row.draw.saturating_sub(1);
+    }
+
     /// Writes down the token that [`super::Sampler::finish`] gave.
     pub fn record(&mut self, token: TokenId) {
         if let Some(seen) = &mut self.seen {
