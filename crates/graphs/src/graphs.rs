@@ -113,7 +113,9 @@ impl<W: Record> Graphs<W> {
         let stream = self.device.stream();
         let Some(cuda) = stream.cuda().filter(|_| self.is_on) else { return Ok(()) };
         self.work.launch(stream, key)?;
-        drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats);
+        if drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats) {
+            (self.bytes, self.last_bytes) = (0, 0);
+        }
         let graph = cuda.capture(|| self.work.launch(stream, key))?;
         self.graphs.insert(key, graph);
         Ok(())
@@ -126,7 +128,9 @@ impl<W: Record> Graphs<W> {
     pub fn run(&mut self, key: W::Key) -> Result<(), W::Error> {
         let stream = self.device.stream();
         let held = hold_memory();
-        drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats);
+        if drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats) {
+            (self.bytes, self.last_bytes) = (0, 0);
+        }
         let graph = self.graphs.get_mut(&key).filter(|_| self.is_on);
         let Some((cuda, graph)) = stream.cuda().zip(graph) else {
             drop(held);
@@ -157,7 +161,9 @@ impl<W: Record> Graphs<W> {
     /// memory, here or elsewhere, it may be the graphs': they are dropped then, and recorded no more until somebody asks.
     pub fn with_work<R>(&mut self, body: impl FnOnce(&mut W, &Stream) -> R) -> R {
         let result = body(&mut self.work, self.device.stream());
-        drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats);
+        if drop_if_freed(&mut self.graphs, &mut self.frees, &mut self.stats) {
+            (self.bytes, self.last_bytes) = (0, 0);
+        }
         result
     }
 
@@ -174,14 +180,16 @@ impl<W: Record> Graphs<W> {
     }
 }
 
-/// Drops all graphs if a GPU's memory was freed since they were last known to be good.
-fn drop_if_freed<K>(graphs: &mut HashMap<K, CudaGraph>, frees: &mut u64, stats: &mut GraphStats) {
+/// Drops all graphs if a GPU's memory was freed since they were last known to be good; whether there were any.
+fn drop_if_freed<K>(graphs: &mut HashMap<K, CudaGraph>, frees: &mut u64, stats: &mut GraphStats) -> bool {
     let now = counters().frees;
-    if now != *frees && !graphs.is_empty() {
+    let are_gone = now != *frees && !graphs.is_empty();
+    if are_gone {
         graphs.clear();
         stats.resets += 1;
     }
     *frees = now;
+    are_gone
 }
 
 impl<W: Record> fmt::Debug for Graphs<W> {

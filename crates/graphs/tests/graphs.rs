@@ -159,4 +159,6 @@ fn memory_that_was_moved_out_is_missed_when_it_is_freed() {
     graphs.run(2).unwrap();
     assert_eq!((graphs.num_graphs(), graphs.stats().resets, graphs.stats().replays), (0, 1, 0));
     assert!(graphs.work().filled()[1]);
+    // Nor does what is gone count against a budget.
+    assert_eq!(graphs.capture_all([2], 1).unwrap().num_captured, 1);
 }
