@@ -22,6 +22,12 @@
 // Bound: decode by the bytes of keys and values, prefill by 4 * HEAD_DIM FLOPs per row, head and key seen.
 // Numerics: float32 scores and sums, 2^x, weights rounded to bf16 for the product with V; the running maximum is
 // raised only when it is exceeded by 2^LAZY, which spares most rescalings.
+// From sm_100 on the assembler finds no registers for blocks of 64 keys of bf16 beside the rows' way out; half of them take half of
+// the shared memory that the launch gives, and make the same sums in another order.
+#if __CUDA_ARCH__ >= 1000 && BLOCK_N == 64
+#undef BLOCK_N
+#define BLOCK_N 32
+#endif
 #include "attention.cuh"
 #include "paged_attention.cuh"
 
@@ -157,7 +163,11 @@ __device__ __forceinline__ void prefill_block(const Operands& o, const Item& ite
 template <bool IS_F8>
 __device__ __forceinline__ void store_rows(const Operands& o, const Item& item, int head, u8_t* queries,
                                            const Rows (&rows)[2], const float (&sums)[2][K_STEPS * 2][4]) {
+#if __CUDA_ARCH__ >= 1000
+    const int lane = fleeting_thread() & 31, first = fleeting_thread() & ~31;
+#else
     const int lane = threadIdx.x & 31, first = threadIdx.x & ~31;
+#endif
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
