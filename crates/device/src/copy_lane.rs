@@ -76,6 +76,7 @@ impl fmt::Debug for CopyLane {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::gpu;
 
     #[test]
     fn a_cpu_has_none() {
@@ -85,14 +86,7 @@ mod tests {
     /// Each batch of bytes arrives whole, though the next ones are on their way before it is read.
     #[test]
     fn bytes_arrive_in_order_on_a_gpu() {
-        let device = match Device::cuda(0) {
-            Ok(device) => device,
-            Err(error) => {
-                assert!(std::env::var_os("FOVEAL_REQUIRE_GPU").is_none(), "{error}");
-                println!("skipped: {error}");
-                return;
-            }
-        };
+        let Some(device) = gpu() else { return };
         let work = device.stream().cuda().unwrap();
         let mut lane = CopyLane::new(&device, 1 << 20).unwrap();
         let mut kept = Tensor::zeros(&device, DType::U8, &[8, 1 << 20]).unwrap();

@@ -38,6 +38,8 @@ mod readback;
 mod shape;
 mod step_block;
 mod tensor;
+#[cfg(test)]
+mod testing;
 mod view;
 
 pub use buffer::{SharedBytes, allocated_bytes, allocation_count};

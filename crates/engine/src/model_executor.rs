@@ -36,7 +36,8 @@ pub(crate) struct ModelExecutor {
     device: Device,
     steps: Graphs<StepMemory>,
     shapes: Shapes,
-    graph_bytes: u64,
+    /// What recordings may take; none where steps run launch by launch.
+    graph_bytes: Option<u64>,
     num_resets: u64,
     states: HashMap<SeqId, SamplerState>,
     packed: PackedStep,
@@ -82,7 +83,7 @@ impl ModelExecutor {
             steps: Graphs::new(&device, memory).switched(graph_bytes.is_some()),
             device,
             shapes,
-            graph_bytes: graph_bytes.unwrap_or(0),
+            graph_bytes,
             num_resets: 0,
             states: HashMap::new(),
             packed: PackedStep::default(),
@@ -92,12 +93,14 @@ impl ModelExecutor {
         }
     }
 
-    /// Records the steps of all shapes, as far as memory goes. Nothing to do on the CPU.
+    /// Records the steps of all shapes, as far as memory goes. Nothing to do on the CPU, nor where nothing is to be recorded.
     pub(crate) fn record(&mut self) -> Result<CaptureReport, StepError> {
+        let Some(budget_bytes) = self.graph_bytes.filter(|_| self.device.is_cuda()) else {
+            return Ok(CaptureReport::default());
+        };
+        let mut total = CaptureReport { budget_bytes, ..CaptureReport::default() };
         // Recording runs each shape once: over padding alone, which stores nothing.
-        let parts = if self.device.is_cuda() { self.shapes.parts() } else { Vec::new() };
-        let mut total = CaptureReport { budget_bytes: self.graph_bytes, ..CaptureReport::default() };
-        for part in parts {
+        for part in self.shapes.parts() {
             if let Part::Rows(shape) = part {
                 let load = |memory: &mut StepMemory, stream: &Stream| {
                     let StepMemory { decoder, cache, workspace, .. } = memory;
@@ -105,13 +108,12 @@ impl ModelExecutor {
                 };
                 self.steps.with_work(load)?;
             }
-            total.add(self.steps.capture_all([part], self.graph_bytes)?);
+            total.add(self.steps.capture_all([part], budget_bytes)?);
         }
         for (side, count) in COMMON_PICTURES {
-            let batch = self.steps.work().pictures.squares(side, count);
-            let Some(batch) = batch.filter(|_| self.device.is_cuda()) else { continue };
+            let Some(batch) = self.steps.work().pictures.squares(side, count) else { continue };
             let shape = self.steps.with_work(|memory, stream| memory.pictures.load_apart(stream, &batch.images))?;
-            total.add(self.steps.capture_all([Part::Pictures(shape)], self.graph_bytes)?);
+            total.add(self.steps.capture_all([Part::Pictures(shape)], budget_bytes)?);
         }
         self.device.stream().synchronize()?;
         self.num_resets = self.steps.stats().resets;

@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foveal_device::{DType, Device, DeviceError, Stream, Tensor, UniformFill};
 use foveal_graphs::{Graphs, Record};
+use foveal_testkit::gpu;
 
 const LEN: usize = 64;
 
@@ -11,18 +12,6 @@ const LEN: usize = 64;
 fn alone() -> MutexGuard<'static, ()> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The first GPU; without one the test says so. With `FOVEAL_REQUIRE_GPU` set it fails.
-fn gpu() -> Option<Device> {
-    match Device::cuda(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            assert!(std::env::var_os("FOVEAL_REQUIRE_GPU").is_none(), "{error}");
-            println!("skipped: {error}");
-            None
-        }
-    }
 }
 
 /// Copies a number of rows from one tensor to another by way of random numbers: what is there before shows.

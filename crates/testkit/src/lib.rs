@@ -1,4 +1,4 @@
-//! What Foveal's tests share: comparators, the reference answers, and where the fixtures lie.
+//! What Foveal's tests share: comparators, the reference answers, where the fixtures lie, and the GPU.
 //!
 //! It depends on no other crate of the workspace but `foveal-device`, for the element types, so that every crate above
 //! that one can test with it.
@@ -20,9 +20,11 @@ mod compare;
 mod fixtures;
 pub mod fp8;
 mod golden;
+mod gpu;
 
 pub use compare::{
     assert_bitwise_equal, assert_close, assert_close_at, calc_diff, max_abs_relative_to_max, ulp_distance, widen,
 };
 pub use fixtures::{fixtures_dir, lay_out_model_folder, test_assets};
 pub use golden::{Golden, GoldenArray, GoldenCase, RopeCase};
+pub use gpu::gpu;

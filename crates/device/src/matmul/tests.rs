@@ -3,23 +3,12 @@
 use half::bf16;
 
 use super::*;
+use crate::testing::gpu;
 use crate::{Device, F8E4M3, Tensor};
 
 const BF16: [DType; 3] = [DType::BF16; 3];
 const WIDE: [DType; 3] = [DType::BF16, DType::BF16, DType::F32];
 const F32: [DType; 3] = [DType::F32; 3];
-
-/// The GPU, or `None` after saying so; with `FOVEAL_REQUIRE_GPU` set it must be there.
-fn gpu() -> Option<Device> {
-    match Device::cuda(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            assert!(std::env::var_os("FOVEAL_REQUIRE_GPU").is_none(), "{error}");
-            println!("skipped: {error}");
-            None
-        }
-    }
-}
 
 /// Numbers in [-1, 1) that bf16 holds exactly.
 fn numbers(seed: u64, len: usize) -> Vec<f32> {

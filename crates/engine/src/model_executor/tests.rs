@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use foveal_checkpoint::{GenerationConfig, ModelConfig, ModelFolder, WeightSource};
 use foveal_llm::GenerationDefaults;
-use foveal_testkit::fixtures_dir;
+use foveal_testkit::{fixtures_dir, gpu};
 use foveal_types::{Delta, Error, FinishReason, PreparedRequest, SamplingParams, TokenOutput};
 use foveal_vision::Normalisation;
 use prompts::{Piece, prompt};
@@ -272,18 +272,6 @@ fn what_runs_beside_a_request_changes_no_bit_of_its_answer() {
     let total = total.into_inner();
     println!("{total:?}");
     assert!(total.preemptions > 10 && total.prefix_hit_tokens > 1000 && total.encoder_hits > 10, "{total:?}");
-}
-
-/// The first GPU; without one the test says so and is over. With `FOVEAL_REQUIRE_GPU` set it fails.
-fn gpu() -> Option<Device> {
-    match Device::cuda(0) {
-        Ok(device) => Some(device),
-        Err(error) => {
-            assert!(std::env::var_os("FOVEAL_REQUIRE_GPU").is_none(), "{error}");
-            println!("skipped: {error}");
-            None
-        }
-    }
 }
 
 /// How far apart a log-probability of the small model may be when it is computed twice: transformers' own bfloat16 is up to 0.26
