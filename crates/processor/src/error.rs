@@ -230,6 +230,24 @@ pub enum ProcessorError {
         /// What is wrong.
         source: PictureError,
     },
+    /// A pixel limit of one chat lies outside of the model's.
+    #[error("`{name}` is {got}; this model takes {min} to {max} here")]
+    ImagePixels {
+        /// `min_pixels` or `max_pixels`.
+        name: &'static str,
+        /// What the chat asks for.
+        got: u64,
+        /// The least that it may ask for.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// A prompt without a chat has a token that stands for a picture.
+    #[error("token {index} of the prompt stands for a picture; pictures are sent as messages of a chat")]
+    PlaceholderInText {
+        /// The token's index.
+        index: usize,
+    },
     /// A picture for a model that was opened without picture settings.
     #[error("the model has no `preprocessor_config.json`, so it takes no pictures")]
     NoPictures,
@@ -271,13 +289,19 @@ impl From<ProcessorError> for Error {
             E::MissingFile { .. } | E::UnreadableFile { .. } | E::BadFile { .. } | E::Unsupported { .. } => {
                 return Self::Device(DeviceFailure::new(message));
             }
-            E::Picture { param, .. } => {
-                return Self::Request(RequestError::new("invalid_image", message).at(param));
+            E::Picture { param, source, .. } => {
+                let is_size = matches!(source, PictureError::TooManyBytes { .. } | PictureError::TooManyPixels { .. });
+                let code = if is_size { "image_too_large" } else { "invalid_image" };
+                return Self::Request(RequestError::new(code, message).at(param));
+            }
+            E::ImagePixels { name, .. } => {
+                return Self::Request(RequestError::new("invalid_value", message).at(name));
             }
             E::TooLong { .. } => "context_length_exceeded",
-            E::TooManyPictures { .. } | E::TooManyFrames { .. } | E::TooManyDecodedBytes { .. } | E::NoPictures => {
-                "invalid_image"
-            }
+            E::TooManyDecodedBytes { .. } => "image_too_large",
+            E::TooManyPictures { .. } | E::TooManyFrames { .. } => "too_many_images",
+            E::NoPictures => "invalid_image",
+            E::TooMuchText { .. } => "text_too_large",
             _ => "invalid_prompt",
         };
         Self::Request(RequestError::new(code, message).at("messages"))

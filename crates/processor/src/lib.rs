@@ -39,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 mod added_tokens;
+mod answer_text;
 mod byte_level;
 mod chat_template;
 mod config;
@@ -66,13 +67,14 @@ mod tokenizer;
 mod webp;
 mod word_split;
 
+pub use answer_text::{AnswerEvent, AnswerText};
 pub use config::{Normalization, VisionConfig};
 pub use decode::{ImageInput, RgbPicture, decode, probe};
 pub use detokenizer::{Detokenizer, TextChunk};
 pub use error::{PictureError, ProcessorError};
 pub use foveal_mrope::VideoMeta;
 pub use limits::Limits;
-pub use message::{ChatRequest, Content, ContentPart, Message, Role, VideoFrames};
+pub use message::{ChatRequest, Content, ContentPart, ImagePixels, Message, Role, VideoFrames};
 pub use processor::{Processor, ProcessorSettings};
 pub use resize::resize_rgb;
 pub use smart_resize::{PixelBudget, smart_resize, smart_resize_video};

@@ -114,13 +114,30 @@ pub struct ChatRequest {
     pub add_generation_prompt: bool,
     /// Further variables for the template (`enable_thinking`, `add_vision_id`).
     pub template_kwargs: Map<String, Value>,
+    /// Other pixel limits for this chat's still pictures than the model's.
+    pub image_pixels: ImagePixels,
+}
+
+/// Pixel limits of one chat, inside of the model's own: `min_pixels` and `max_pixels` of HF's processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImagePixels {
+    /// Smaller pictures are enlarged to this; `None` takes the model's.
+    pub min: Option<u64>,
+    /// Larger pictures are reduced to this; `None` takes the model's.
+    pub max: Option<u64>,
 }
 
 impl ChatRequest {
     /// A chat to be answered, without tools.
     #[must_use]
     pub fn new(messages: Vec<Message>) -> Self {
-        Self { messages, tools: None, add_generation_prompt: true, template_kwargs: Map::new() }
+        Self {
+            messages,
+            tools: None,
+            add_generation_prompt: true,
+            template_kwargs: Map::new(),
+            image_pixels: ImagePixels::default(),
+        }
     }
 
     /// The pictures and videos in the order of the messages, each with the name of its field.

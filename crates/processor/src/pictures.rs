@@ -12,11 +12,11 @@ use crate::decode::{ImageInput, RgbPicture, decode, probe};
 use crate::error::{PictureError, ProcessorError};
 use crate::hash::content_hash;
 use crate::limits::Limits;
-use crate::message::{PictureRef, PictureSource, VideoFrames};
+use crate::message::{ImagePixels, PictureRef, PictureSource, VideoFrames};
 use crate::patchify::PatchLayout;
 use crate::prompt::Expansion;
 use crate::resize::for_each_row;
-use crate::smart_resize::{smart_resize, smart_resize_video};
+use crate::smart_resize::{PixelBudget, smart_resize, smart_resize_video};
 
 /// How a model takes pictures and videos.
 #[derive(Debug)]
@@ -64,7 +64,12 @@ impl Failure {
 
 impl PicturePipeline {
     /// Reads the headers, checks every limit and finds every size, before anything is decoded.
-    pub(crate) fn plan<'a>(&self, pictures: Vec<PictureRef<'a>>) -> Result<Vec<PicturePlan<'a>>, ProcessorError> {
+    pub(crate) fn plan<'a>(
+        &self,
+        pictures: Vec<PictureRef<'a>>,
+        pixels: ImagePixels,
+    ) -> Result<Vec<PicturePlan<'a>>, ProcessorError> {
+        let budget = narrowed(self.image.budget, pixels)?;
         let max_pictures = self.limits.max_images_per_request;
         if pictures.len() > max_pictures {
             return Err(ProcessorError::TooManyPictures { pictures: pictures.len(), max_pictures });
@@ -81,7 +86,7 @@ impl PicturePipeline {
         let mut decoded_bytes = 0_u64;
         for (index, picture) in pictures.into_iter().enumerate() {
             let plan = match picture.source {
-                PictureSource::Image(image) => self.plan_image(index, picture, image),
+                PictureSource::Image(image) => self.plan_image(index, picture, image, budget),
                 PictureSource::Video(video) => self.plan_video(index, picture, video),
             };
             let plan = plan.map_err(|source| ProcessorError::Picture { index, param: picture.param(), source })?;
@@ -97,10 +102,11 @@ impl PicturePipeline {
         index: usize,
         picture: PictureRef<'a>,
         image: &ImageInput,
+        budget: PixelBudget,
     ) -> Result<PicturePlan<'a>, PictureError> {
         let (width, height) = probe(image, &self.limits)?;
         let config = &self.image;
-        let (h, w) = smart_resize(height, width, config.factor(), config.budget)?;
+        let (h, w) = smart_resize(height, width, config.factor(), budget)?;
         let grid = GridThw { t: 1, h: h / config.patch_size, w: w / config.patch_size };
         let decoded_bytes = u64::from(width) * u64::from(height) * 3;
         let expansion = Expansion::Image { grid };
@@ -206,6 +212,21 @@ impl PicturePipeline {
         let pixels = write_patches(&frames, plan, &layout, config.patch_size, lender)?;
         Ok(PreparedImage { grid_thw, pixels, temporal_slices: slices, hash, placeholder_start })
     }
+}
+
+/// The model's pixel limits with a chat's own in their place. Those may only be narrower: what the engine set memory aside
+/// for is the model's.
+fn narrowed(own: PixelBudget, asked: ImagePixels) -> Result<PixelBudget, ProcessorError> {
+    let most = asked.max.unwrap_or(own.max_pixels);
+    let limits = [("min_pixels", asked.min, most), ("max_pixels", asked.max, own.max_pixels)];
+    for (name, got, most) in limits {
+        if let Some(got) = got
+            && !(own.min_pixels..=most).contains(&got)
+        {
+            return Err(ProcessorError::ImagePixels { name, got, min: own.min_pixels, max: most });
+        }
+    }
+    Ok(PixelBudget { min_pixels: asked.min.unwrap_or(own.min_pixels), max_pixels: most })
 }
 
 /// Resizes the frames straight into patch order in lent memory.

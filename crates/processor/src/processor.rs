@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use foveal_mrope::{PositionRule, TemporalRule, position_ids};
+use foveal_mrope::{PositionRule, Span, TemporalRule, position_ids};
 use foveal_types::{PixelLender, PreparedRequest, SamplingParams, TokenId};
 use serde_json::Value;
 
@@ -126,11 +126,37 @@ impl Processor {
             return self.request(prompt, Vec::new(), sampling);
         }
         let pipeline = self.pictures.as_ref().ok_or(ProcessorError::NoPictures)?;
-        let plans = pipeline.plan(pictures)?;
+        let plans = pipeline.plan(pictures, chat.image_pixels)?;
         let expansions: Vec<Expansion> = plans.iter().map(|plan| plan.expansion.clone()).collect();
         let prompt = self.prompt(chat, &expansions)?;
         let images = pipeline.prepare(&plans, &prompt.starts, lender)?;
         self.request(prompt, images, sampling)
+    }
+
+    /// Positions a prompt without a chat: the tokens as they are. [`Tokenizer::encode`] gives them for text of one's own, in
+    /// which control tokens are meant as such.
+    ///
+    /// # Errors
+    /// An empty prompt, one that doesn't fit the model, and one with a token that stands for a picture.
+    pub fn prepare_tokens(
+        &self,
+        input_ids: Vec<TokenId>,
+        sampling: SamplingParams,
+    ) -> Result<PreparedRequest, ProcessorError> {
+        sampling.validate()?;
+        let placeholders = [self.vision.image, self.vision.video];
+        if let Some(index) = input_ids.iter().position(|id| placeholders.contains(id)) {
+            return Err(ProcessorError::PlaceholderInText { index });
+        }
+        self.check_len(input_ids.len())?;
+        let spans = Vec::from_iter(Some(Span::Text { len: input_ids.len() }));
+        self.request(Prompt { ids: input_ids, ranges: Vec::new(), spans, starts: Vec::new() }, Vec::new(), sampling)
+    }
+
+    /// What a request may cost.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.settings.limits
     }
 
     /// The chat as text, exactly as the template writes it in Python: for people to read, not for tokenising, because
@@ -193,15 +219,18 @@ impl Processor {
         })?;
         let merge_size = self.settings.position_rule.spatial_merge_size;
         let prompt = tokenize_prompt(&rendered, marker, &self.tokenizer, self.vision, expansions, merge_size)?;
-        let (prompt_tokens, max_model_len) = (prompt.ids.len(), self.settings.max_model_len);
-        if prompt_tokens == 0 {
-            return Err(ProcessorError::EmptyPrompt);
-        }
-        // The answer needs a place, too.
-        if prompt_tokens >= max_model_len {
-            return Err(ProcessorError::TooLong { prompt_tokens, max_model_len });
-        }
+        self.check_len(prompt.ids.len())?;
         Ok(prompt)
+    }
+
+    fn check_len(&self, prompt_tokens: usize) -> Result<(), ProcessorError> {
+        let max_model_len = self.settings.max_model_len;
+        match prompt_tokens {
+            0 => Err(ProcessorError::EmptyPrompt),
+            // The answer needs a place, too.
+            _ if prompt_tokens >= max_model_len => Err(ProcessorError::TooLong { prompt_tokens, max_model_len }),
+            _ => Ok(()),
+        }
     }
 
     /// Positions the tokens and puts everything together.

@@ -20,7 +20,8 @@ mod reference;
 mod throughput;
 mod verify;
 
-pub use answer::{Answer, AnswerEvent};
+pub use answer::Answer;
+pub use foveal_processor::AnswerEvent;
 pub use built_in::built_in_model;
 pub use chat::Chat;
 pub use error::RuntimeError;

@@ -1,10 +1,12 @@
 //! A model folder, loaded: processor and engine put together.
 
+use std::sync::Arc;
+
 use foveal_checkpoint::ModelFolder;
 use foveal_engine::Engine;
 use foveal_llm::GenerationDefaults;
 use foveal_mrope::PositionRule;
-use foveal_processor::{ChatRequest, Processor, ProcessorError};
+use foveal_processor::{AnswerText, ChatRequest, Processor, ProcessorError};
 use foveal_types::{PreparedRequest, SamplingParams, TokenId};
 
 use crate::parts::{Parts, most_patches, processor_settings};
@@ -14,7 +16,7 @@ use crate::{Answer, ModelOptions, RuntimeError};
 #[derive(Debug)]
 pub struct Model {
     name: String,
-    processor: Processor,
+    processor: Arc<Processor>,
     engine: Engine,
     defaults: GenerationDefaults,
     position_rule: PositionRule,
@@ -67,7 +69,7 @@ impl Model {
             .build()?;
         let name = folder.name().to_owned();
         let (position_rule, image_token_id) = (settings.position_rule, settings.image_token_id);
-        Ok(Self { name, processor, engine, defaults, position_rule, image_token_id })
+        Ok(Self { name, processor: Arc::new(processor), engine, defaults, position_rule, image_token_id })
     }
 
     /// The folder's name.
@@ -94,7 +96,7 @@ impl Model {
 
     /// What turns chats into requests.
     #[must_use]
-    pub fn processor(&self) -> &Processor {
+    pub fn processor(&self) -> &Arc<Processor> {
         &self.processor
     }
 
@@ -115,8 +117,7 @@ impl Model {
     /// Starts the answer to a prepared request.
     #[must_use = "dropping the answer cancels it"]
     pub fn answer(&self, request: PreparedRequest) -> Answer {
-        let detokenizer = self.processor.detokenizer(&request.sampling.stop);
-        let counts = Answer::counts_before(&request);
-        Answer::new(self.engine.generate(request).blocking(), detokenizer, counts)
+        let text = AnswerText::new(&request, self.processor.detokenizer(&request.sampling.stop));
+        Answer::new(self.engine.generate(request).blocking(), text)
     }
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use foveal_mrope::{PositionRule, TemporalRule};
 use foveal_processor::{
-    ChatRequest, Content, ContentPart, ImageInput, Limits, Message, Processor, ProcessorSettings, Role, VideoFrames,
-    VideoMeta,
+    ChatRequest, Content, ContentPart, ImageInput, ImagePixels, Limits, Message, Processor, ProcessorSettings, Role,
+    VideoFrames, VideoMeta,
 };
 use foveal_types::TokenId;
 use proptest::test_runner::Config as ProptestConfig;
@@ -138,6 +138,7 @@ pub fn chat(json: &Value) -> ChatRequest {
         tools: json.get("tools").cloned(),
         add_generation_prompt: json["add_generation_prompt"].as_bool().unwrap_or(true),
         template_kwargs: json["kwargs"].as_object().cloned().unwrap_or_default(),
+        image_pixels: ImagePixels::default(),
     }
 }
 
