@@ -8,6 +8,7 @@ mod pipeline;
 mod support;
 
 use foveal_device::{Counters, Device, counters};
+use foveal_engine::Engine;
 use foveal_llm::{GenerationDefaults, Sampler, SamplerState, StopCriteria};
 use foveal_types::{Delta, PreparedRequest, SamplingParams};
 use gpu::{alone, gpu};
@@ -120,8 +121,41 @@ fn a_token_of_the_engine(device: &Device) {
     assert_eq!(end.pageable_copies, start.pageable_copies);
 }
 
+/// The launches of an answer of one token.
+fn launches(engine: &Engine, mut request: PreparedRequest) -> u64 {
+    request.sampling.max_tokens = Some(1);
+    let before = counters().launches;
+    assert_eq!(answer(engine, request).len(), 1);
+    counters().launches - before
+}
+
+/// No embedding of a picture is made for text alone, and nothing of the tower is launched: that is what a picture's request has
+/// beyond it, and nothing of it stays behind for text that comes later.
+fn text_alone_launches_no_tower(device: &Device) {
+    let reference = Reference::open("tiny", device.clone());
+    let engine = reference.engine().enforce_eager(true).prefix_caching(false).build().unwrap();
+    let request = |name: &str| reference.prepare(reference.golden.case(name));
+    let text = launches(&engine, request("text_count"));
+    assert_eq!(engine.stats().encoder_rows_used, 0);
+    let picture = launches(&engine, request("image_0"));
+    assert!(engine.stats().encoder_rows_used > 0);
+    let rows = engine.stats().encoder_rows_used;
+    assert_eq!(launches(&engine, request("text_count")), text);
+    assert_eq!(engine.stats().encoder_rows_used, rows);
+    let blocks = reference.config.vision.depth as u64;
+    if device.is_cuda() {
+        assert!(text > 0 && picture > text + blocks, "{text} and {picture} launches");
+    }
+}
+
 mod cpu {
     use super::{Device, alone};
+
+    #[test]
+    fn text_alone_launches_no_tower() {
+        let _alone = alone();
+        super::text_alone_launches_no_tower(&Device::cpu(2).unwrap());
+    }
 
     #[test]
     fn a_token_by_hand() {
@@ -138,6 +172,14 @@ mod cpu {
 
 mod cuda {
     use super::{alone, gpu};
+
+    #[test]
+    fn text_alone_launches_no_tower() {
+        let _alone = alone();
+        if let Some(device) = gpu() {
+            super::text_alone_launches_no_tower(&device);
+        }
+    }
 
     #[test]
     fn a_token_by_hand() {

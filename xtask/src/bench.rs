@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: micro-benchmarks, then a whole model on this machine's CPU beside HF transformers in bf16.
+//! `cargo xtask bench`: micro-benchmarks, what each of the engine's ideas brings, then a whole model on this machine's CPU
+//! beside HF transformers in bf16; or, as `cargo xtask bench serve`, a server (see `bench_serve.rs`).
 //!
 //! Absolute times on a shared CPU mean little, so the two engines take turns and the ratio of their medians is reported.
 
@@ -11,12 +12,23 @@ use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use xshell::{Shell, cmd};
 
+use crate::bench_serve::{self, BenchServeArgs};
+
 /// What to measure.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<BenchCommand>,
     /// Leave the micro-benchmarks out.
     #[arg(long)]
     no_micro: bool,
+    /// Leave the table of ideas out.
+    #[arg(long)]
+    no_ideas: bool,
+    /// The model folder whose sizes the ideas are measured at [default: tests/fixtures/tiny]
+    #[arg(long, value_name = "DIR")]
+    ideas_model: Option<PathBuf>,
     /// Leave the whole model out.
     #[arg(long)]
     no_model: bool,
@@ -40,17 +52,46 @@ pub(crate) struct BenchArgs {
     rounds: usize,
 }
 
+#[derive(clap::Subcommand)]
+enum BenchCommand {
+    /// Starts `foveal serve`, measures it with `foveal bench serve` at several concurrencies, and writes tables and charts.
+    ///
+    /// For the workload of the published figures: `--load-format dummy --quantization fp8 --kv-cache-dtype fp8` and a folder of
+    /// Qwen3-VL-8B's small files.
+    Serve(Box<BenchServeArgs>),
+}
+
 /// The model whose shape is measured: the smallest published one.
 const MODEL: &str = "Qwen3-VL-2B-Instruct";
 
 /// Runs what was asked for.
 pub(crate) fn run(shell: &Shell, root: &Path, args: &BenchArgs) -> anyhow::Result<()> {
+    if let Some(BenchCommand::Serve(args)) = &args.what {
+        return bench_serve::run(shell, root, args);
+    }
     if !args.no_micro {
         cmd!(shell, "cargo bench --workspace").run()?;
+    }
+    if !args.no_ideas {
+        ideas(shell, root, args)?;
     }
     if !args.no_model {
         model(shell, root, args)?;
     }
+    Ok(())
+}
+
+/// The table of ideas: on the CPU, and on a GPU if there is one.
+fn ideas(shell: &Shell, root: &Path, args: &BenchArgs) -> anyhow::Result<()> {
+    cmd!(shell, "cargo build --release -p foveal-benches --bin ideas").run()?;
+    let model = args.ideas_model.clone().unwrap_or_else(|| root.join("tests/fixtures/tiny"));
+    let folder = root.join("target/bench");
+    fs::create_dir_all(&folder)?;
+    let (json, threads) = (folder.join("ideas.json"), args.threads.unwrap_or(0).to_string());
+    let commit = cmd!(shell, "git describe --always --dirty").quiet().read().unwrap_or_else(|_| "unknown".to_owned());
+    let options = ["--device", "all", "--threads", &threads, "--commit", &commit];
+    cmd!(shell, "target/release/ideas --model {model} {options...} --json {json}").run()?;
+    println!("written to {}", json.display());
     Ok(())
 }
 

@@ -39,6 +39,8 @@ const BENCHES: &str = "foveal-benches";
 const GPU_BENCH: &str = "gpu";
 /// Its program that judges a form of a model.
 const ACCURACY: &str = "accuracy";
+/// Its program that switches one idea off at a time.
+const IDEAS: &str = "ideas";
 
 /// The example that fills a folder with compiled kernels.
 const FILL: &str = "fill_cubins";
@@ -102,7 +104,7 @@ fn other_targets(has_bench: bool) -> Vec<&'static str> {
     let mut targets = vec!["--tests", "--example", FILL];
     targets.extend(TESTED.iter().flat_map(|package| ["--package", package]));
     if has_bench {
-        targets.extend(["--package", BENCHES, "--bin", GPU_BENCH, "--bin", ACCURACY]);
+        targets.extend(["--package", BENCHES, "--bin", GPU_BENCH, "--bin", ACCURACY, "--bin", IDEAS]);
     } else {
         println!("{BENCHES} has no program `{GPU_BENCH}`: left out");
     }

@@ -2,8 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_serve;
 mod ci;
 mod dist;
+mod fuzz;
 mod kernels;
 mod package;
 mod tidy;
@@ -33,8 +35,14 @@ enum Command {
     /// Builds a folder and an archive for a machine that has a GPU and neither Rust nor NVRTC: the program, its compiled
     /// kernels, and the test and benchmark programs that need a GPU.
     Dist(dist::DistArgs),
-    /// Micro-benchmarks, then a model of Qwen3-VL-2B's shape on this machine's CPU beside HF transformers.
+    /// Micro-benchmarks, what each of the engine's ideas brings, then a model of Qwen3-VL-2B's shape on this machine's CPU
+    /// beside HF transformers; `serve` measures a server.
     Bench(bench::BenchArgs),
+    /// Fuzzes what strangers can reach, for an hour in all: requests' bodies, URLs, pictures' files, weights' headers.
+    ///
+    /// It needs cargo-fuzz (`cargo install --locked cargo-fuzz`), a C++ compiler, and no other Rust than the one at hand. What it
+    /// does with findings and with new inputs stands in fuzz/README.md.
+    Fuzz(fuzz::FuzzArgs),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +66,7 @@ fn run() -> anyhow::Result<()> {
         Command::Kernels(args) => kernels::run(&shell, &args),
         Command::Dist(args) => dist::run(&shell, &root, &args),
         Command::Bench(args) => bench::run(&shell, &root, &args),
+        Command::Fuzz(args) => fuzz::run(&shell, &root, &args),
     }
 }
 

@@ -15,16 +15,16 @@ const PRODUCT_SIDE: usize = 8192;
 
 /// The least that an operator must do: each input read once, each output written once, each product and sum done once.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cost {
+pub(crate) struct Cost {
     /// Bytes read and written.
-    pub(super) bytes: f64,
+    pub(crate) bytes: f64,
     /// Floating-point operations of the tensor cores.
-    pub(super) flops: f64,
+    pub(crate) flops: f64,
 }
 
 impl Cost {
     /// Of an operator without tensor cores' work.
-    pub(super) fn of_bytes(bytes: usize) -> Self {
+    pub(crate) fn of_bytes(bytes: usize) -> Self {
         Self { bytes: bytes as f64, flops: 0.0 }
     }
 

@@ -48,11 +48,10 @@ fn batch(bench: &mut Bench, config: &ModelConfig, form: ModelForm, num_seqs: usi
     }
     let opened = Instant::now();
     let max_len = CONTEXT + STEPS;
-    let mut session = Session::open(bench, config, form, (num_seqs, max_len), num_seqs.max(128))?;
+    let mut session = Session::open(&bench.device, config, form, (num_seqs, max_len), num_seqs.max(128))?;
     println!("decode {shape}: opened and tuned in {:.1} s", opened.elapsed().as_secs_f32());
     session.fill(num_seqs, CONTEXT)?;
-    let steps: Vec<Step> =
-        (CONTEXT..=max_len).map(|context| Step::new(0..num_seqs, context - 1..context, session.max_blocks)).collect();
+    let steps: Vec<Step> = (CONTEXT..=max_len).map(|context| session.step(0..num_seqs, context - 1..context)).collect();
 
     let times = eager(&mut session, &steps, num_seqs)?;
     bench.report(ops[0], &shape, times, cost)?;

@@ -22,7 +22,7 @@ const WARM_UP_RUNS: usize = 2;
 
 /// The card, its ceilings as measured here, and where results go.
 pub struct Bench {
-    pub(super) device: Device,
+    pub(crate) device: Device,
     uploads: Arc<PausableUploads>,
     filter: String,
     results: Results,
@@ -60,7 +60,7 @@ impl Bench {
     ///
     /// # Errors
     /// Never: [`Bench::open`] opened a GPU.
-    pub(super) fn cuda(&self) -> anyhow::Result<&CudaStream> {
+    pub(crate) fn cuda(&self) -> anyhow::Result<&CudaStream> {
         self.device.stream().cuda().context("a GPU was opened")
     }
 
@@ -81,13 +81,22 @@ impl Bench {
         if !self.wants(op, shape) {
             return Ok(());
         }
-        let num_calls = (REPLAY_US / self.ceilings.floor_us(cost).max(1.0)) as usize;
-        let num_calls = num_calls.clamp(Self::MIN_CALLS, Self::MAX_CALLS);
-        let times = {
-            let _pause = self.uploads.pause();
-            self.cuda()?.time_calls(num_calls, work)
-        };
+        let times = self.time_calls(cost, work);
         self.conclude(op, shape, times, cost)
+    }
+
+    /// How long a call of an operator takes, several of them recorded as one graph.
+    ///
+    /// # Errors
+    /// Of the operator, or of the device.
+    pub(crate) fn time_calls(
+        &self,
+        cost: Cost,
+        work: impl FnMut(usize) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Times> {
+        let num_calls = (REPLAY_US / self.ceilings.floor_us(cost).max(1.0)) as usize;
+        let _pause = self.uploads.pause();
+        self.cuda()?.time_calls(num_calls.clamp(Self::MIN_CALLS, Self::MAX_CALLS), work)
     }
 
     /// Times a whole pass, as the host sees it and recorded as a graph.
@@ -128,11 +137,23 @@ impl Bench {
         if !self.wants(op, shape) {
             return Ok(());
         }
-        let times = pass().and_then(|()| {
-            let _pause = self.uploads.pause();
-            self.cuda()?.time_calls(1, |_| pass())
-        });
+        let times = self.time_graph(&mut pass);
         self.conclude(op, shape, times, cost)
+    }
+
+    /// How long a pass takes as a graph. It runs once before, for its uploads.
+    ///
+    /// # Errors
+    /// Of the pass, or of the device.
+    pub(crate) fn time_graph(&self, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Times> {
+        pass()?;
+        let _pause = self.uploads.pause();
+        self.cuda()?.time_calls(1, |_| pass())
+    }
+
+    /// The page-locked memory that uploads go through.
+    pub(crate) fn pinned(&self) -> &PinnedPool {
+        self.uploads.pool()
     }
 
     /// How long it takes from the host's first call to the GPU's end.

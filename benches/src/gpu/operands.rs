@@ -11,7 +11,7 @@ pub(super) const ROTATION_BYTES: usize = 256 << 20;
 const SEED: u64 = 0x5EED;
 
 /// Several operands of one shape, used in turn.
-pub(super) struct Rotation {
+pub(crate) struct Rotation {
     /// `[num_turns * dims[0], dims[1..]]`
     tensor: Tensor,
     dims: Vec<usize>,
@@ -28,19 +28,29 @@ impl Rotation {
         (stacked, num_turns)
     }
 
+    /// One operand, of a device without a rotation of them.
+    pub(crate) fn of(tensor: Tensor, dims: &[usize]) -> Self {
+        Self { tensor, dims: dims.to_vec(), num_turns: 1 }
+    }
+
+    /// All of them.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
     /// How many they are.
     pub(super) fn num_turns(&self) -> usize {
         self.num_turns
     }
 
     /// The operand of a call.
-    pub(super) fn view(&self, call: usize) -> Result<View<'_>, DeviceError> {
+    pub(crate) fn view(&self, call: usize) -> Result<View<'_>, DeviceError> {
         let first = call % self.num_turns * self.dims[0];
         self.tensor.rows(first..first + self.dims[0])
     }
 
     /// As [`Rotation::view`], to write.
-    pub(super) fn view_mut(&mut self, call: usize) -> Result<ViewMut<'_>, DeviceError> {
+    pub(crate) fn view_mut(&mut self, call: usize) -> Result<ViewMut<'_>, DeviceError> {
         let first = call % self.num_turns * self.dims[0];
         self.tensor.rows_mut(first..first + self.dims[0])
     }
@@ -48,7 +58,7 @@ impl Rotation {
 
 impl Bench {
     /// Random bf16 values made on the card: zeros would run faster than anything real.
-    pub(super) fn random(&self, dims: &[usize]) -> anyhow::Result<Tensor> {
+    pub(crate) fn random(&self, dims: &[usize]) -> anyhow::Result<Tensor> {
         let mut tensor = Tensor::zeros(&self.device, DType::BF16, dims)?;
         let len = tensor.shape().num_elements();
         let state = len as u64 ^ SEED;
@@ -69,7 +79,7 @@ impl Bench {
     }
 
     /// Random bf16 operands.
-    pub(super) fn rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
+    pub(crate) fn rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
         let (stacked, num_turns) = Rotation::stacked(DType::BF16, dims);
         Ok(Rotation { tensor: self.random(&stacked)?, dims: dims.to_vec(), num_turns })
     }
@@ -89,7 +99,7 @@ impl Bench {
     }
 
     /// Random FP8 operands.
-    pub(super) fn f8_rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
+    pub(crate) fn f8_rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
         let (stacked, num_turns) = Rotation::stacked(DType::F8E4M3, dims);
         Ok(Rotation { tensor: self.f8_random(&stacked)?, dims: dims.to_vec(), num_turns })
     }
@@ -104,7 +114,7 @@ impl Bench {
 }
 
 /// 32 random bits for an element: the upper half of one round of splitmix64.
-fn bits(i: usize) -> u32 {
+pub(crate) fn bits(i: usize) -> u32 {
     let z = (i as u64).wrapping_add(SEED).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     (z >> 32) as u32

@@ -9,7 +9,7 @@ use foveal_vision::{Normalisation, Patches, VisionInput, VisionOutput, VisionTow
 
 use super::Bench;
 use super::ceilings::Cost;
-use super::session::{ModelForm, SEED, Session, Step, config, step_cost};
+use super::session::{ModelForm, SEED, Session, config, step_cost};
 
 /// Tokens of the prompt.
 const TOKENS: usize = 1280;
@@ -25,8 +25,8 @@ pub fn prefill(bench: &mut Bench, model: &Path, form: ModelForm) -> anyhow::Resu
     let config = config(model)?;
     let shape = format!("1 x {TOKENS}{}", form.suffix());
     if bench.wants("prefill eager", &shape) || bench.wants("prefill graph", &shape) {
-        let mut session = Session::open(bench, &config, form, (1, TOKENS), 2048)?;
-        let step = Step::new(0..1, 0..TOKENS, session.max_blocks);
+        let mut session = Session::open(&bench.device, &config, form, (1, TOKENS), 2048)?;
+        let step = session.step(0..1, 0..TOKENS);
         let cost = step_cost(&config, form, 1, TOKENS, TOKENS);
         bench.time_pass("prefill", &shape, cost, || session.forward(&step))?;
     }

@@ -5,28 +5,30 @@ use std::path::Path;
 
 use anyhow::anyhow;
 use foveal_checkpoint::{ModelConfig, ModelFolder, WeightSource};
-use foveal_device::{DType, Stream};
+use foveal_device::{DType, Device, Stream, View};
 use foveal_llm::{
-    Batch, BatchLimits, Decoder, KvCache, KvLayout, Quantization, Sampler, SamplerState, Workspace,
+    Batch, BatchLimits, Decoder, ImageRows, KvCache, KvLayout, Quantization, Sampler, SamplerState, Workspace,
     parse_kv_cache_dtype,
 };
 
-use super::Bench;
 use super::ceilings::Cost;
 use super::shapes::BF16;
 
 /// Seed of the dummy weights.
-pub(super) const SEED: u64 = 1;
+pub(crate) const SEED: u64 = 1;
 /// The longest sequence.
 const MAX_MODEL_LEN: usize = 8192;
 
+/// Ids that are text in a large vocabulary; special tokens stand at its end.
+const MAX_IDS: usize = 90_000;
+
 /// The configuration in a model folder.
-pub(super) fn config(model: &Path) -> anyhow::Result<ModelConfig> {
+pub(crate) fn config(model: &Path) -> anyhow::Result<ModelConfig> {
     Ok(ModelConfig::load(&ModelFolder::open(model)?)?)
 }
 
 /// A step's integers; see [`Batch`].
-pub(super) struct Step {
+pub(crate) struct Step {
     input_ids: Vec<i32>,
     positions: Vec<i32>,
     slot_mapping: Vec<i64>,
@@ -38,14 +40,13 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// The same tokens, by position, of each of `seqs`, of which each has `max_blocks` pages.
-    pub(super) fn new(seqs: Range<usize>, tokens: Range<usize>, max_blocks: usize) -> Self {
+    fn new(seqs: Range<usize>, tokens: Range<usize>, max_blocks: usize, num_ids: usize) -> Self {
         let int = |n: usize| n as i32;
         let (num_seqs, rows) = (seqs.len(), tokens.len());
         let all = || seqs.clone().flat_map(|s| tokens.clone().map(move |t| (s, t)));
         let slot = |(s, t): (usize, usize)| (s * max_blocks * KvLayout::DEFAULT_PAGE + t) as i64;
         Self {
-            input_ids: all().map(|(s, t)| int((s * 31 + t * 7919) % 90_000)).collect(),
+            input_ids: all().map(|(s, t)| int((s * 31 + t * 7919) % num_ids)).collect(),
             positions: (0..3).flat_map(|_| all().map(|(_, t)| int(t))).collect(),
             slot_mapping: all().map(slot).collect(),
             cu_seqlens: (0..=num_seqs).map(|s| int(s * rows)).collect(),
@@ -54,6 +55,12 @@ impl Step {
             logit_rows: (1..=num_seqs).map(|s| int(s * rows) - 1).collect(),
             max_blocks,
         }
+    }
+
+    /// Has logits made of another row.
+    pub(crate) fn with_logits_of(mut self, row: usize) -> Self {
+        self.logit_rows = vec![row as i32];
+        self
     }
 
     fn batch(&self) -> Batch<'_> {
@@ -74,8 +81,8 @@ impl Step {
 /// In which form a model runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ModelForm {
-    quantization: Quantization,
-    kv_cache_dtype: Option<DType>,
+    pub(crate) quantization: Quantization,
+    pub(crate) kv_cache_dtype: Option<DType>,
 }
 
 impl ModelForm {
@@ -107,25 +114,25 @@ impl ModelForm {
 }
 
 /// A decoder with memory for some sequences.
-pub(super) struct Session {
+pub(crate) struct Session {
     stream: Stream,
     decoder: Decoder,
     cache: KvCache,
     workspace: Workspace,
     sampler: Sampler,
-    pub(super) max_blocks: usize,
+    max_blocks: usize,
+    num_ids: usize,
 }
 
 impl Session {
     /// For steps of up to `max_tokens`, of `num_seqs` sequences of up to `max_len` tokens.
-    pub(super) fn open(
-        bench: &Bench,
+    pub(crate) fn open(
+        device: &Device,
         config: &ModelConfig,
         form: ModelForm,
         (num_seqs, max_len): (usize, usize),
         max_tokens: usize,
     ) -> anyhow::Result<Self> {
-        let device = &bench.device;
         let weights = WeightSource::dummy(config, SEED)?;
         let decoder = Decoder::load_quantized(config, &weights, device, MAX_MODEL_LEN, form.quantization)?;
         let max_blocks = max_len.div_ceil(KvLayout::DEFAULT_PAGE);
@@ -135,15 +142,21 @@ impl Session {
             decoder.new_workspace(BatchLimits { max_tokens, max_seqs: num_seqs, max_logit_rows: num_seqs })?;
         decoder.tune(device.stream(), &mut workspace)?;
         let sampler = Sampler::new(device, num_seqs, config.text.vocab_size)?;
-        Ok(Self { stream: device.stream().clone(), decoder, cache, workspace, sampler, max_blocks })
+        let num_ids = config.text.vocab_size.min(MAX_IDS);
+        Ok(Self { stream: device.stream().clone(), decoder, cache, workspace, sampler, max_blocks, num_ids })
+    }
+
+    /// The same tokens, by position, of each of `seqs`, whose last rows give logits.
+    pub(crate) fn step(&self, seqs: Range<usize>, tokens: Range<usize>) -> Step {
+        Step::new(seqs, tokens, self.max_blocks, self.num_ids)
     }
 
     /// Fills the caches of the first sequences with `len` tokens, so that no attention reads zeros.
-    pub(super) fn fill(&mut self, num_seqs: usize, len: usize) -> anyhow::Result<()> {
+    pub(crate) fn fill(&mut self, num_seqs: usize, len: usize) -> anyhow::Result<()> {
         let limits = BatchLimits { max_tokens: len, max_seqs: 1, max_logit_rows: 1 };
         let mut workspace = self.decoder.new_workspace(limits)?;
         for seq in 0..num_seqs {
-            let step = Step::new(seq..seq + 1, 0..len, self.max_blocks);
+            let step = self.step(seq..seq + 1, 0..len);
             self.decoder.forward(&self.stream, &step.batch(), &mut self.cache, &mut workspace)?;
         }
         Ok(self.stream.synchronize()?)
@@ -151,8 +164,13 @@ impl Session {
 
     /// A step without sampling.
     pub(super) fn forward(&mut self, step: &Step) -> anyhow::Result<()> {
-        self.decoder.forward(&self.stream, &step.batch(), &mut self.cache, &mut self.workspace)?;
-        Ok(())
+        self.logits(step, None).map(|_| ())
+    }
+
+    /// The logits of a step, of which some rows may be those of pictures: `[num_logit_rows, vocab_size]` f32.
+    pub(crate) fn logits(&mut self, step: &Step, image: Option<ImageRows<'_>>) -> anyhow::Result<View<'_>> {
+        let batch = Batch { image, ..step.batch() };
+        Ok(self.decoder.forward(&self.stream, &batch, &mut self.cache, &mut self.workspace)?)
     }
 
     /// A step, and a token for each of its sequences.

@@ -23,4 +23,4 @@ pub(super) const PATCH: usize = 3 * 16 * 16;
 pub(super) const POSITIONS: usize = 48 * 48;
 
 /// Bytes of an activation, a weight or an element of the cache.
-pub(super) const BF16: usize = DType::BF16.size_bytes();
+pub(crate) const BF16: usize = DType::BF16.size_bytes();

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use foveal_device::{CudaStream, DeviceError, Upload, ViewMut};
-use foveal_pinned::PinnedUploader;
+use foveal_pinned::{PinnedPool, PinnedUploader};
 
 /// Uploads through a pool, except for those of work that is being recorded: the host reuses a pool's blocks when an event
 /// has been reached, and an event that was recorded never is. What they would have brought must be there already.
@@ -16,6 +16,11 @@ impl PausableUploads {
     /// Uploads by `uploader`.
     pub(super) fn new(uploader: PinnedUploader) -> Self {
         Self { uploader, is_paused: AtomicBool::new(false) }
+    }
+
+    /// Where they are staged.
+    pub(super) fn pool(&self) -> &PinnedPool {
+        self.uploader.pool()
     }
 
     /// Leaves all uploads out until what it gives is dropped.

@@ -56,6 +56,13 @@ impl ModelFolder {
         &self.name
     }
 
+    /// Calls the model otherwise: a folder of a cache has a name that says nothing.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
     /// The path that a file of the folder has or would have; none for a folder in memory.
     #[must_use]
     pub fn path_of(&self, file: &str) -> Option<PathBuf> {

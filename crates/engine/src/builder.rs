@@ -9,6 +9,7 @@ use foveal_types::{PixelLender, TokenId};
 use foveal_vision::{Normalisation, VisionTower};
 
 use crate::handle::EngineOptions;
+use crate::memory_plan::MemoryPlan;
 use crate::model_executor::{ModelExecutor, PictureRows, StepMemory};
 use crate::pinned_pixels::PinnedPixels;
 use crate::{Engine, EngineError, Limits};
@@ -30,7 +31,7 @@ pub struct EngineBuilder {
     graph_bytes: u64,
     kv_cache_dtype: Option<DType>,
     quantization: Quantization,
-    max_num_batched_tokens: usize,
+    max_num_batched_tokens: Option<usize>,
     max_num_seqs: Option<usize>,
     max_patches: usize,
     encoder_cache_bytes: usize,
@@ -43,9 +44,15 @@ pub struct EngineBuilder {
 impl EngineBuilder {
     /// What `max_model_len` is unless it is set: as far as the model goes, but no further than this.
     pub const DEFAULT_MAX_MODEL_LEN: usize = 8192;
-    /// What `max_num_batched_tokens` is unless it is set: enough rows for weights to be read once for many of them,
-    /// few enough for the next look at cancellations to come soon.
-    pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 512;
+    /// What `max_num_batched_tokens` is on a GPU unless it is set: enough rows for weights to be read once for many of them,
+    /// few enough for answers to go on beside a long prompt.
+    pub const DEFAULT_MAX_NUM_BATCHED_TOKENS: usize = 2048;
+    /// What `max_num_batched_tokens` is on the CPU unless it is set: few enough for the next look at cancellations to come
+    /// soon.
+    pub const DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU: usize = 512;
+    /// Requests of `max_model_len` tokens that the KV cache holds unless its size is set, or as many as run side by side if
+    /// those are fewer.
+    pub const DEFAULT_CONVERSATIONS: usize = 4;
     /// What `max_num_seqs` is on a GPU unless it is set; vLLM's default.
     pub const DEFAULT_MAX_NUM_SEQS: usize = 256;
     /// What `max_num_seqs` is on the CPU unless it is set.
@@ -76,7 +83,7 @@ impl EngineBuilder {
             graph_bytes: Self::DEFAULT_GRAPH_BYTES,
             kv_cache_dtype: None,
             quantization: Quantization::AsStored,
-            max_num_batched_tokens: Self::DEFAULT_MAX_NUM_BATCHED_TOKENS,
+            max_num_batched_tokens: None,
             max_num_seqs: None,
             max_patches: Self::DEFAULT_MAX_PATCHES,
             encoder_cache_bytes: Self::DEFAULT_ENCODER_CACHE_BYTES,
@@ -123,8 +130,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Pages of the KV cache; without it, and without [`EngineBuilder::kv_cache_bytes`], as many as one request of
-    /// `max_model_len` tokens needs.
+    /// Pages of the KV cache; without it, and without [`EngineBuilder::kv_cache_bytes`], as many as
+    /// [`EngineBuilder::DEFAULT_CONVERSATIONS`] requests of `max_model_len` tokens need.
     #[must_use]
     pub fn num_blocks(mut self, blocks: usize) -> Self {
         self.num_blocks = Some(blocks);
@@ -179,7 +186,7 @@ impl EngineBuilder {
     /// The most tokens that one step computes, of all its sequences: longer prompts run in chunks.
     #[must_use]
     pub fn max_num_batched_tokens(mut self, tokens: usize) -> Self {
-        self.max_num_batched_tokens = tokens;
+        self.max_num_batched_tokens = Some(tokens);
         self
     }
 
@@ -284,39 +291,44 @@ impl EngineBuilder {
             limits.num_blocks = blocks;
         }
         let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
-        tracing::info!(
-            weights_bytes = weights.total_bytes(),
-            kv_cache_bytes = cache.len_bytes(),
-            decoder_workspace_bytes = workspace.len_bytes(),
-            vision_workspace_bytes = pictures.workspace_bytes(),
-            encoder_cache_bytes = pictures.arena_bytes(),
-            max_model_len,
-            max_num_seqs,
-            num_blocks = limits.num_blocks,
-            max_patches = limits.max_patches,
-            encoder_rows = limits.encoder_rows,
-            "memory plan"
-        );
+        let plan = MemoryPlan {
+            weights_bytes: weights.total_bytes(),
+            kv_cache_bytes: cache.len_bytes() as u64,
+            decoder_workspace_bytes: workspace.len_bytes() as u64,
+            vision_workspace_bytes: pictures.workspace_bytes() as u64,
+            encoder_cache_bytes: pictures.arena_bytes() as u64,
+            sampler_bytes: sampler.deferred_bytes() as u64,
+            pinned_bytes: self.pinned_bytes as u64,
+            device_bytes: match device.stream().cuda() {
+                Some(cuda) => cuda.device().memory_bytes()?.1 as u64,
+                None => 0,
+            },
+            ..MemoryPlan::default()
+        };
         let defaults = self.defaults.unwrap_or_else(|| GenerationDefaults {
             stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),
             ..GenerationDefaults::default()
         });
         let memory = StepMemory { pictures, workspace, cache, sampler, decoder };
-        let mut executor = ModelExecutor::new(device, memory, (!self.enforce_eager).then_some(self.graph_bytes));
+        let graph_bytes = (!self.enforce_eager).then_some(self.graph_bytes);
+        let mut executor = ModelExecutor::new(device, memory, graph_bytes).with_pinned(pinned.clone());
         executor.warm_up()?;
         let recorded = executor.record()?;
         if recorded.num_captured > 0 {
             tracing::info!(%recorded, "steps recorded");
         }
+        let plan = MemoryPlan { graph_bytes: recorded.bytes, num_graphs: recorded.num_captured, ..plan };
+        let memory = plan.with_limits(&limits);
+        tracing::debug!("{memory}");
         let Self { max_waiting, prefix_caching, run_ahead, .. } = self;
         let pixels: Arc<dyn PixelLender> = Arc::new(PinnedPixels(pinned));
-        Ok((executor, EngineOptions { limits, defaults, max_waiting, prefix_caching, run_ahead, pixels }))
+        Ok((executor, EngineOptions { limits, memory, defaults, max_waiting, prefix_caching, run_ahead, pixels }))
     }
 
     /// Refuses options that make no sense for any model.
     fn check(&self) -> Result<(), EngineError> {
         let options = [
-            ("max_num_batched_tokens", self.max_num_batched_tokens),
+            ("max_num_batched_tokens", self.max_num_batched_tokens.unwrap_or(1)),
             ("max_num_seqs", self.max_num_seqs.unwrap_or(1)),
             ("max_waiting", self.max_waiting),
             ("num_blocks", self.num_blocks.unwrap_or(1)),
@@ -366,6 +378,13 @@ impl EngineBuilder {
     ) -> Result<Limits, EngineError> {
         let page = settings.kv_layout(kv_cache_dtype).page;
         let page_bytes = page * settings.kv_bytes_per_token(kv_cache_dtype);
+        let (tokens, sequences) = if device.is_cuda() {
+            (Self::DEFAULT_MAX_NUM_BATCHED_TOKENS, Self::DEFAULT_MAX_NUM_SEQS)
+        } else {
+            (Self::DEFAULT_MAX_NUM_BATCHED_TOKENS_CPU, Self::DEFAULT_MAX_NUM_SEQS_CPU)
+        };
+        let max_num_batched_tokens = self.max_num_batched_tokens.unwrap_or(tokens);
+        let max_num_seqs = self.max_num_seqs.unwrap_or(sequences).min(max_num_batched_tokens);
         let num_blocks = match (self.num_blocks, self.kv_cache_bytes) {
             (Some(blocks), _) => blocks,
             (None, Some(bytes)) if bytes < page_bytes => {
@@ -373,19 +392,18 @@ impl EngineBuilder {
                 return Err(EngineError::Option { option: "kv_cache_bytes", got: bytes, expected });
             }
             (None, Some(bytes)) => bytes / page_bytes,
-            (None, None) => max_model_len.div_ceil(page),
+            (None, None) => max_model_len.div_ceil(page).saturating_mul(max_num_seqs.min(Self::DEFAULT_CONVERSATIONS)),
         };
         let vision = &config.vision;
         // No picture can have more embeddings than a request has tokens.
         let most_patches = max_model_len.saturating_mul(vision.merge_unit());
         let max_patches = self.max_patches.min(most_patches).max(vision.merge_unit());
-        let default = if device.is_cuda() { Self::DEFAULT_MAX_NUM_SEQS } else { Self::DEFAULT_MAX_NUM_SEQS_CPU };
         Ok(Limits {
             page,
             num_blocks,
             max_model_len,
-            max_num_batched_tokens: self.max_num_batched_tokens,
-            max_num_seqs: self.max_num_seqs.unwrap_or(default).min(self.max_num_batched_tokens),
+            max_num_batched_tokens,
+            max_num_seqs,
             max_patches,
             encoder_rows: encoder_rows(&config.vision, device, self.encoder_cache_bytes, max_patches),
             merge_size: u32::try_from(vision.spatial_merge_size).unwrap_or(u32::MAX),

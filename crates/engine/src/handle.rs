@@ -8,6 +8,7 @@ use crossbeam_channel::{Sender, unbounded};
 use foveal_llm::GenerationDefaults;
 use foveal_types::{Error, Exhausted, PixelLender, PreparedRequest};
 
+use crate::MemoryPlan;
 use crate::delta_stream::{DeltaStream, Stopped};
 use crate::queue_gate::QueueGate;
 use crate::scheduler::{Limits, Scheduler};
@@ -25,6 +26,7 @@ pub struct Engine {
 
 struct Inner {
     limits: Limits,
+    memory: MemoryPlan,
     commands: Sender<Command>,
     gate: Arc<QueueGate>,
     stopped: Stopped,
@@ -36,6 +38,7 @@ struct Inner {
 /// What the engine thread needs besides what computes.
 pub(crate) struct EngineOptions {
     pub(crate) limits: Limits,
+    pub(crate) memory: MemoryPlan,
     pub(crate) defaults: GenerationDefaults,
     pub(crate) max_waiting: usize,
     pub(crate) prefix_caching: bool,
@@ -51,7 +54,7 @@ impl Engine {
     }
 
     pub(crate) fn start<E: StepExecutor + 'static>(executor: E, options: EngineOptions) -> Result<Self, EngineError> {
-        let EngineOptions { limits, defaults, max_waiting, prefix_caching, run_ahead, pixels } = options;
+        let EngineOptions { limits, memory, defaults, max_waiting, prefix_caching, run_ahead, pixels } = options;
         let (commands, receiver) = unbounded();
         let gate = Arc::new(QueueGate::new(max_waiting));
         let stopped = Stopped::new(OnceLock::new());
@@ -62,7 +65,7 @@ impl Engine {
         let thread = std::thread::Builder::new().name("foveal-engine".to_owned());
         let thread =
             thread.spawn(move || worker.run(&reason)).map_err(|e| EngineError::Thread { reason: e.to_string() })?;
-        let inner = Inner { limits, commands, gate, stopped, pixels, stats, thread: Mutex::new(Some(thread)) };
+        let inner = Inner { limits, memory, commands, gate, stopped, pixels, stats, thread: Mutex::new(Some(thread)) };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -93,6 +96,12 @@ impl Engine {
     #[must_use]
     pub fn limits(&self) -> &Limits {
         &self.inner.limits
+    }
+
+    /// What memory has been set aside for. Prints as a table.
+    #[must_use]
+    pub fn memory_plan(&self) -> &MemoryPlan {
+        &self.inner.memory
     }
 
     /// Memory for pictures' pixels, where the device copies them from: for [`foveal_types::PreparedRequest::images`].

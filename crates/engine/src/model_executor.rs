@@ -11,10 +11,13 @@ mod tests;
 mod warm_up;
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use foveal_device::{Device, Stream};
 use foveal_graphs::{CaptureReport, GraphStats, Graphs};
 use foveal_llm::{Batch, LlmError, PendingTokens, SamplerState};
+use foveal_mrope::TileCacheStats;
+use foveal_pinned::PinnedPool;
 use foveal_types::{DeviceFailure, Exhausted, RequestError, SeqId, TokenId};
 
 use crate::scheduler::{EncodeBatch, SequenceRows, StepResults, Work};
@@ -24,7 +27,7 @@ use outcome::Outcome;
 use packed_step::PackedStep;
 pub(crate) use picture_rows::PictureRows;
 use shapes::Shapes;
-use step_clock::{GpuTimes, StepClock};
+use step_clock::{GpuTimes, StepClock, record_step};
 pub(crate) use step_memory::StepMemory;
 use step_memory::{Part, StepError};
 
@@ -44,6 +47,8 @@ pub(crate) struct ModelExecutor {
     last: LastTokens,
     in_flight: VecDeque<InFlight>,
     clock: StepClock,
+    /// Page-locked memory, for its figures.
+    pinned: Option<PinnedPool>,
 }
 
 /// What the last step chose.
@@ -90,7 +95,13 @@ impl ModelExecutor {
             last: LastTokens::default(),
             in_flight: VecDeque::new(),
             clock: StepClock::new(),
+            pinned: None,
         }
+    }
+
+    /// Tells of this pool, too, in its statistics.
+    pub(crate) fn with_pinned(self, pool: PinnedPool) -> Self {
+        Self { pinned: Some(pool), ..self }
     }
 
     /// Records the steps of all shapes, as far as memory goes. Nothing to do on the CPU, nor where nothing is to be recorded.
@@ -284,6 +295,7 @@ fn device_failure(error: impl std::error::Error) -> DeviceFailure {
 impl StepExecutor for ModelExecutor {
     fn submit(&mut self, work: Work) -> Result<(), DeviceFailure> {
         self.record_again();
+        let begun = Instant::now();
         let device = self.device.clone();
         let cuda = device.stream().cuda();
         cuda.map_or(Ok(()), |cuda| self.clock.start(cuda)).map_err(device_failure)?;
@@ -291,6 +303,7 @@ impl StepExecutor for ModelExecutor {
         cuda.map_or(Ok(()), |cuda| self.clock.end(cuda)).map_err(device_failure)?;
         if !self.device.is_cuda() {
             self.finish(&mut step).map_err(device_failure)?;
+            record_step(begun.elapsed());
         }
         self.in_flight.push_back(step);
         Ok(())
@@ -310,7 +323,24 @@ impl StepExecutor for ModelExecutor {
     fn stats(&self) -> ExecutorStats {
         let GpuTimes { busy_ms, idle_ms } = self.clock.times();
         let GraphStats { replays, eager_runs, rows, padded_rows, .. } = self.steps.stats();
-        ExecutorStats { gpu_busy_ms: busy_ms, gpu_idle_ms: idle_ms, replays, eager_runs, rows, padded_rows }
+        let pinned = self.pinned.as_ref().map(PinnedPool::stats).unwrap_or_default();
+        let TileCacheStats { hits: geometry_hits, misses: geometry_misses, .. } =
+            self.steps.work().pictures.geometry_stats();
+        ExecutorStats {
+            gpu_busy_ms: busy_ms,
+            gpu_idle_ms: idle_ms,
+            replays,
+            eager_runs,
+            rows,
+            padded_rows,
+            pinned_bytes: pinned.bytes_pinned,
+            pinned_bytes_in_use: pinned.bytes_in_use,
+            copies: pinned.copies,
+            bytes_copied: pinned.bytes_copied,
+            copy_waits: pinned.waits,
+            geometry_hits,
+            geometry_misses,
+        }
     }
 
     fn forget(&mut self, id: SeqId) {

@@ -34,7 +34,7 @@ pub struct EngineStats {
     pub executor: ExecutorStats,
 }
 
-/// Counts of what computes steps; zeros on the CPU.
+/// Counts of what computes steps; of steps and graphs there are zeros on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ExecutorStats {
@@ -50,6 +50,20 @@ pub struct ExecutorStats {
     pub rows: u64,
     /// Rows that were computed for them, padding included (counter `foveal_padded_step_rows_total`).
     pub padded_rows: u64,
+    /// Page-locked memory; on the CPU ordinary memory for pixels (gauge `foveal_pinned_bytes`).
+    pub pinned_bytes: u64,
+    /// What of it has an owner (gauge `foveal_pinned_in_use_bytes`).
+    pub pinned_bytes_in_use: u64,
+    /// Copies from it (counter `foveal_copies_total`).
+    pub copies: u64,
+    /// Bytes of these (counter `foveal_copied_bytes_total`).
+    pub bytes_copied: u64,
+    /// Times that a copy was waited for, because no block was free (counter `foveal_copy_waits_total`).
+    pub copy_waits: u64,
+    /// Pictures whose rotary and position tables were kept from one of the same size (counter `foveal_rope_cache_hits_total`).
+    pub geometry_hits: u64,
+    /// Pictures whose tables were made (counter `foveal_rope_cache_misses_total`).
+    pub geometry_misses: u64,
 }
 
 impl EngineStats {
@@ -62,6 +76,8 @@ impl EngineStats {
             ("foveal_kv_pages", self.kv_pages_total),
             ("foveal_encoder_rows_used", self.encoder_rows_used),
             ("foveal_encoder_rows", self.encoder_rows_total),
+            ("foveal_pinned_bytes", self.executor.pinned_bytes as usize),
+            ("foveal_pinned_in_use_bytes", self.executor.pinned_bytes_in_use as usize),
         ];
         for (name, value) in gauges {
             metrics::gauge!(name).set(value as f64);
@@ -84,6 +100,11 @@ impl EngineStats {
             ("foveal_eager_runs_total", executor.eager_runs, before.eager_runs),
             ("foveal_step_rows_total", executor.rows, before.rows),
             ("foveal_padded_step_rows_total", executor.padded_rows, before.padded_rows),
+            ("foveal_copies_total", executor.copies, before.copies),
+            ("foveal_copied_bytes_total", executor.bytes_copied, before.bytes_copied),
+            ("foveal_copy_waits_total", executor.copy_waits, before.copy_waits),
+            ("foveal_rope_cache_hits_total", executor.geometry_hits, before.geometry_hits),
+            ("foveal_rope_cache_misses_total", executor.geometry_misses, before.geometry_misses),
             ("foveal_steps_total", self.steps, last.steps),
             ("foveal_preemptions_total", self.preemptions, last.preemptions),
             ("foveal_prefix_hit_tokens_total", self.prefix_hit_tokens, last.prefix_hit_tokens),

@@ -2,16 +2,19 @@
 
 pub(crate) mod args;
 mod bench;
+mod bench_serve;
 mod chat;
 pub(crate) mod config;
 mod doctor;
 mod error;
+mod hub;
 mod input;
 mod inspect;
 mod printer;
 mod progress;
 mod run;
 mod sampling;
+mod serve;
 mod stderr;
 mod verify;
 
@@ -30,6 +33,8 @@ pub(crate) fn execute(config: Config) -> Result<(), CliError> {
         Config::Doctor(output) => doctor::doctor(output),
         Config::Verify(config) => verify::verify(&config),
         Config::Bench(config) => bench::bench(&config),
+        Config::BenchServe(config) => bench_serve::bench_serve(&config),
+        Config::Serve(config) => serve::serve(*config),
     }
 }
 
@@ -41,10 +46,12 @@ pub(crate) fn show(error: &CliError) {
     }
 }
 
-/// The model folder, or the built-in one.
-fn open(place: &ModelPlace) -> Result<ModelFolder, RuntimeError> {
+/// The model folder, the hub's after its download, or the built-in one.
+fn open(place: &ModelPlace) -> Result<ModelFolder, CliError> {
+    let open = |path| ModelFolder::open(path).map_err(RuntimeError::from);
     match place {
-        ModelPlace::Folder(path) => Ok(ModelFolder::open(path)?),
+        ModelPlace::Folder(path) => Ok(open(path.clone())?),
+        ModelPlace::Hub { id, files } => Ok(open(hub::download(id, *files)?)?.named(&id.to_string())),
         ModelPlace::BuiltIn => {
             let folder = built_in_model()?;
             say("No --model: this is the built-in demonstration model; it knows shapes, colours and numbers.");

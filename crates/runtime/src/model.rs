@@ -53,6 +53,9 @@ impl Model {
         if let Some(bytes) = options.pinned_bytes {
             builder = builder.pinned_bytes(bytes);
         }
+        if let Some(bytes) = options.kv_cache_bytes {
+            builder = builder.kv_cache_bytes(bytes);
+        }
         if let Some(share) = options.gpu_memory_utilization {
             builder = builder.gpu_memory_utilization(share);
         }

@@ -2,6 +2,7 @@
 
 use foveal_device::{DType, DeviceKind};
 use foveal_llm::Quantization;
+use foveal_processor::Limits;
 
 /// Where a model's weights come from; vLLM's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct ModelOptions {
     /// The share of a GPU's memory that is used, the KV cache taking what is left of it; `None` gives the cache what one
     /// conversation needs.
     pub gpu_memory_utilization: Option<f64>,
+    /// Bytes of the KV cache, instead of that share; `None` leaves it to the share, or to the engine's default.
+    pub kv_cache_bytes: Option<usize>,
     /// Whether a GPU's steps run launch by launch.
     pub enforce_eager: bool,
     /// Whether a step is sent off before the last one's tokens are known.
@@ -56,6 +59,8 @@ pub struct ModelOptions {
     pub pinned_bytes: Option<usize>,
     /// Whether every prompt is computed anew.
     pub no_prefix_caching: bool,
+    /// What a request may cost before anything is decoded.
+    pub limits: Limits,
     /// Pictures with fewer pixels are enlarged; `None` takes the model's setting.
     pub min_pixels: Option<u64>,
     /// Pictures with more pixels are reduced; `None` takes the model's setting.

@@ -150,7 +150,8 @@ fn open_with_limits(
         })?;
         Some(if name == "preprocessor_config.json" { with_pixel_limits(bytes, options) } else { bytes })
     };
-    let opened = Processor::from_reader(read, processor_settings(config, max_model_len));
+    let settings = ProcessorSettings { limits: options.limits.clone(), ..processor_settings(config, max_model_len) };
+    let opened = Processor::from_reader(read, settings);
     if let Some(error) = unreadable.into_inner() {
         return Err(error.into());
     }

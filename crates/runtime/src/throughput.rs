@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use foveal_types::{Delta, Error};
 
 use crate::{Model, RuntimeError};
-pub use report::{Percentiles, ThroughputReport};
+pub use foveal_load::Percentiles;
+pub use report::ThroughputReport;
 use synthetic::Workload;
 
 /// A closed loop: as many requests at once as `concurrency` says, each followed by the next one.

@@ -113,7 +113,8 @@ impl BatchLayout {
         Ok(())
     }
 
-    fn clear(&mut self) {
+    /// Forgets the batch.
+    pub(crate) fn clear(&mut self) {
         self.slots = Slots::default();
         self.positions.clear();
         self.cu_seqlens.clear();

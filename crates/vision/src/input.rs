@@ -91,9 +91,7 @@ impl VisionInput<'_> {
     /// Patches of the input, if it is one that the tower can take.
     fn num_patches(&self, index: usize, config: &VisionConfig) -> Result<usize, VisionError> {
         let bad = |reason: String| Err(VisionError::Grid { index, grid: self.grid, reason });
-        if let Err(error) = self.grid.merged(config.spatial_merge_size as u32) {
-            return bad(error.to_string());
-        }
+        check_grid(index, self.grid, config)?;
         if self.grid.t != 1 && self.patches.slices() == Slices::One {
             return bad("a still picture has t 1; give all slices of a video".to_owned());
         }
@@ -107,6 +105,24 @@ impl VisionInput<'_> {
         }
         Ok(num_patches)
     }
+}
+
+fn check_grid(index: usize, grid: GridThw, config: &VisionConfig) -> Result<(), VisionError> {
+    let merged = grid.merged(config.spatial_merge_size as u32);
+    merged.map(|_| ()).map_err(|error| VisionError::Grid { index, grid, reason: error.to_string() })
+}
+
+/// Checks the grids of a batch, whose patches come from elsewhere or not at all.
+///
+/// # Errors
+/// [`VisionError::EmptyBatch`], [`VisionError::Grid`] or [`VisionError::TooManyPatches`].
+pub(crate) fn check_grids(grids: &[GridThw], config: &VisionConfig, max: usize) -> Result<(), VisionError> {
+    if grids.is_empty() {
+        return Err(VisionError::EmptyBatch);
+    }
+    grids.iter().enumerate().try_for_each(|(index, &grid)| check_grid(index, grid, config))?;
+    let got = grids.iter().fold(0_usize, |total, grid| total.saturating_add(grid.num_patches()));
+    if got > max { Err(VisionError::TooManyPatches { got, max }) } else { Ok(()) }
 }
 
 /// Checks every input and counts the patches of the batch.

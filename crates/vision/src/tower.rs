@@ -9,11 +9,11 @@ use foveal_kernels::rows::{Gather, gather};
 use foveal_mrope::GridThw;
 
 use crate::block::{Block, Rows};
-use crate::input::check_batch;
+use crate::input::{check_batch, check_grids};
 use crate::merger::{Merger, NormPlace};
 use crate::patch_embed::{PatchEmbed, PixelBuffers};
 use crate::weights::Reader;
-use crate::{Normalisation, VisionError, VisionInput, VisionOutput, Workspace};
+use crate::{BatchShape, Normalisation, VisionError, VisionInput, VisionOutput, Workspace};
 
 /// The vision tower of a Qwen-VL model: patches in, rows for the decoder out.
 ///
@@ -111,15 +111,32 @@ impl VisionTower {
         self.embed(stream, inputs, workspace)
     }
 
+    /// What [`VisionTower::load_inputs`] does before it looks at a pixel: brings positions, rows of the position table and
+    /// windows of pictures of these grids to the device. For measuring that alone: `workspace` holds no batch afterwards.
+    ///
+    /// # Errors
+    /// As [`VisionTower::load_inputs`], but for those of patches.
+    pub fn describe(
+        &self,
+        stream: &Stream,
+        grids: &[GridThw],
+        workspace: &mut Workspace,
+    ) -> Result<BatchShape, VisionError> {
+        self.check_workspace(workspace)?;
+        check_grids(grids, &self.config, workspace.max_patches)?;
+        workspace.describe(stream, grids.iter().copied())?;
+        let shape = workspace.shape();
+        workspace.batch.clear();
+        Ok(shape)
+    }
+
     /// The second part: from the embedded patches that `workspace` holds to their tokens. Reads the host's memory nowhere, so
     /// that it can be recorded: launches depend on [`Workspace::shape`] alone.
     ///
     /// # Errors
     /// [`VisionError::EmptyBatch`] where nothing was loaded, and those of [`VisionTower::encode`] that concern the output.
     pub fn launch(&self, stream: &Stream, workspace: &mut Workspace, out: VisionOutput<'_>) -> Result<(), VisionError> {
-        if workspace.config != self.config {
-            return Err(VisionError::ForeignWorkspace);
-        }
+        self.check_workspace(workspace)?;
         let num_patches = workspace.batch.num_patches();
         if num_patches == 0 {
             return Err(VisionError::EmptyBatch);
@@ -130,10 +147,12 @@ impl VisionTower {
 
     /// The patches of a batch that can be encoded.
     fn check(&self, inputs: &[VisionInput<'_>], workspace: &Workspace) -> Result<usize, VisionError> {
-        if workspace.config != self.config {
-            return Err(VisionError::ForeignWorkspace);
-        }
+        self.check_workspace(workspace)?;
         check_batch(inputs, &self.config, workspace.max_patches)
+    }
+
+    fn check_workspace(&self, workspace: &Workspace) -> Result<(), VisionError> {
+        if workspace.config == self.config { Ok(()) } else { Err(VisionError::ForeignWorkspace) }
     }
 
     fn check_out(&self, num_patches: usize, out: &VisionOutput<'_>) -> Result<(), VisionError> {
@@ -142,7 +161,7 @@ impl VisionTower {
     }
 
     fn embed(&self, stream: &Stream, inputs: &[VisionInput<'_>], workspace: &mut Workspace) -> Result<(), VisionError> {
-        workspace.describe(stream, inputs)?;
+        workspace.describe(stream, inputs.iter().map(|input| input.grid))?;
         self.embed_patches(stream, inputs, workspace)
     }
 

@@ -2,7 +2,7 @@
 
 use foveal_checkpoint::VisionConfig;
 use foveal_device::{CopyLane, Device, DeviceError, Stream, Tensor, View, ViewMut};
-use foveal_mrope::{TileCache, TileCacheStats, VisionRopeTable};
+use foveal_mrope::{GridThw, TileCache, TileCacheStats, VisionRopeTable};
 
 use crate::VisionError;
 use crate::batch::{BatchLayout, BatchShape};
@@ -111,8 +111,11 @@ impl Workspace {
     }
 
     /// Describes the batch in `self.batch`.
-    pub(crate) fn describe(&mut self, stream: &Stream, inputs: &[crate::VisionInput]) -> Result<(), VisionError> {
-        let grids = inputs.iter().map(|input| input.grid);
+    pub(crate) fn describe(
+        &mut self,
+        stream: &Stream,
+        grids: impl Iterator<Item = GridThw>,
+    ) -> Result<(), VisionError> {
         self.batch.describe(stream, grids, &self.config, &mut self.geometry)
     }
 
@@ -126,6 +129,11 @@ impl Workspace {
     #[must_use]
     pub fn max_patches(&self) -> usize {
         self.max_patches
+    }
+
+    /// Bounds the derived geometry, of which what is there is forgotten; with 0 every picture's is derived anew.
+    pub fn set_geometry_capacity(&mut self, capacity_bytes: usize) {
+        self.geometry = TileCache::new(capacity_bytes, FrameGeometry::num_bytes);
     }
 
     /// Hits, misses and bytes of the derived geometry, for metrics.

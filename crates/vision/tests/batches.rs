@@ -68,6 +68,47 @@ fn a_picture_does_not_depend_on_its_batch() {
     }
 }
 
+/// What is kept of a grid is what is derived from it.
+#[test]
+fn kept_geometry_changes_nothing() {
+    for family in FAMILIES {
+        let model = load(family);
+        let pictures = stills(&model);
+        let inputs = inputs(&pictures);
+        let (mut kept, mut anew) = (model.workspace(&inputs), model.workspace(&inputs));
+        anew.set_geometry_capacity(0);
+        let expected = model.encode_in(&mut kept, &inputs);
+        for workspace in [&mut kept, &mut anew] {
+            assert!(model.encode_in(workspace, &inputs) == expected, "{family}");
+        }
+        let n = inputs.len() as u64;
+        assert_eq!([kept.geometry_stats().hits, anew.geometry_stats().hits], [n, 0], "{family}");
+        assert_eq!([kept.geometry_stats().misses, anew.geometry_stats().misses], [n, n], "{family}");
+    }
+}
+
+/// Grids alone make no batch that could be launched.
+#[test]
+fn a_description_is_no_batch() {
+    let model = load("tiny");
+    let grid = GridThw { t: 1, h: 4, w: 6 };
+    let bytes = noise(1, still_len(&model, grid));
+    let inputs = [VisionInput { grid, patches: Patches::Still(&bytes) }];
+    let (stream, mut workspace) = (model.device.stream(), model.workspace(&inputs));
+    model.tower.load_inputs(stream, &inputs, &mut workspace).unwrap();
+    let loaded = workspace.shape();
+    assert_eq!(model.tower.describe(stream, &[grid], &mut workspace).unwrap(), loaded);
+    let error = model.tower.launch(stream, &mut workspace, output(&mut model.outputs([grid]))).unwrap_err();
+    assert!(matches!(error, VisionError::EmptyBatch), "{error}");
+    let refusal = |grids: &[GridThw]| {
+        let mut workspace = model.workspace(&inputs);
+        model.tower.describe(stream, grids, &mut workspace).unwrap_err()
+    };
+    assert!(matches!(refusal(&[]), VisionError::EmptyBatch));
+    assert!(matches!(refusal(&[grid, grid]), VisionError::TooManyPatches { got: 48, max: 24 }));
+    assert!(matches!(refusal(&[grid, GridThw { w: 5, ..grid }]), VisionError::Grid { index: 1, .. }));
+}
+
 #[test]
 fn a_videos_frames_are_pictures() {
     for family in FAMILIES {

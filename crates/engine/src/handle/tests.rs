@@ -81,6 +81,7 @@ impl Rig {
         };
         let options = EngineOptions {
             limits: Limits { max_num_seqs, ..limits() },
+            memory: MemoryPlan::default(),
             defaults: GenerationDefaults::default(),
             max_waiting,
             prefix_caching: true,

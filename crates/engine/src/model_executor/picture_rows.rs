@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use foveal_device::{CudaStream, Device, DeviceError, Stream, Tensor, View, allocated_bytes};
 use foveal_llm::ImageRows;
+use foveal_mrope::TileCacheStats;
 use foveal_types::{ContentHash, PreparedImage};
 use foveal_vision::{BatchShape, Patches, VisionError, VisionInput, VisionOutput, VisionTower, Workspace};
 
@@ -85,6 +86,11 @@ impl PictureRows {
     /// Bytes of the tower's workspace.
     pub(crate) fn workspace_bytes(&self) -> u64 {
         self.workspace_bytes
+    }
+
+    /// How often a picture's rotary and position tables were there already.
+    pub(crate) fn geometry_stats(&self) -> TileCacheStats {
+        self.workspace.geometry_stats()
     }
 
     /// Bytes of the arena and of what leads there, deepstack levels included.

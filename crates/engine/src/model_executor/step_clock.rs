@@ -1,6 +1,7 @@
 //! When a GPU began and ended its steps, by the GPU's own clock.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use foveal_device::{CudaStream, DeviceError, Event};
 
@@ -13,6 +14,11 @@ pub(crate) struct StepClock {
     last: Option<Marks>,
     unused: Vec<Marks>,
     times: GpuTimes,
+}
+
+/// Tells the program's metrics recorder how long a step took (histogram `foveal_step_seconds`).
+pub(crate) fn record_step(time: Duration) {
+    metrics::histogram!("foveal_step_seconds").record(time.as_secs_f64());
 }
 
 /// Around one step.
@@ -55,7 +61,9 @@ impl StepClock {
     pub(crate) fn look(&mut self) -> Result<(), DeviceError> {
         while self.marked.front().is_some_and(|marks| marks.end.is_done() == Ok(true)) {
             let Some(marks) = self.marked.pop_front() else { break };
-            self.times.busy_ms += f64::from(marks.end.milliseconds_since(&marks.start)?);
+            let step_ms = f64::from(marks.end.milliseconds_since(&marks.start)?);
+            self.times.busy_ms += step_ms;
+            record_step(Duration::from_secs_f64(step_ms / 1e3));
             if let Some(last) = self.last.take() {
                 self.times.idle_ms += f64::from(marks.start.milliseconds_since(&last.end)?.max(0.0));
                 self.unused.push(last);

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::bench_serve::args::{self as bench_serve, RawBenchServe};
+use super::serve::args::{self as serve, RawServe};
+
 /// What `foveal --help` ends with.
 const EXAMPLES: &str = "\
 Examples:
@@ -15,12 +18,16 @@ Examples:
       One JSON object: the answer, its tokens, counts and timings.
   foveal run --model Qwen3-VL-2B-Instruct
       A chat. Pictures and what was said stay between turns and are not computed again.
+  foveal run --model Qwen/Qwen3-VL-2B-Instruct --image cat.jpg \"What is in the picture?\"
+      The same with a hub id: the model is downloaded first, where it isn't there yet.
   foveal inspect Qwen3-VL-2B-Instruct
       Architecture, tensors and memory plan; nothing is loaded.
   foveal doctor
       What this machine has for running on a GPU, what it lacks, and what mends that.
 
 Warnings go to stderr; FOVEAL_LOG=info or FOVEAL_LOG=foveal_engine=debug logs more, FOVEAL_LOG=off nothing.
+Models by hub id come from and go to the cache of the hub's own libraries; HF_TOKEN, HF_HOME, HF_HUB_CACHE,
+HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean there.
 Exit status: 0 for an answer; 2 when the command line, the model folder, a picture or the request is wrong;
 1 when the device fails.";
 
@@ -65,10 +72,15 @@ pub(crate) enum RawCommand {
     /// pictures and its KV cache between turns.
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<RawRun>),
+    /// Answers requests over HTTP, as OpenAI's API does.
+    ///
+    /// Chats with pictures and texts, streamed or whole; metrics for Prometheus; a page at /.
+    #[command(after_help = serve::EXAMPLES)]
+    Serve(Box<RawServe>),
     /// Shows what a model folder holds, without loading it.
     ///
     /// Reads the config and the headers of the weight files only: architecture, element types, tensors by component,
-    /// and what the model will take in memory.
+    /// and what the model will take in memory. A model by hub id is downloaded first.
     Inspect(RawInspect),
     /// Shows what this machine has for Foveal, and what mends what it lacks.
     ///
@@ -95,12 +107,18 @@ pub(crate) enum RawBench {
     /// token ends. One request goes before, which is not measured. The layout is that of `vllm bench serve`.
     #[command(after_help = BENCH_EXAMPLES)]
     Throughput(Box<RawThroughput>),
+    /// Measures a server that speaks OpenAI's API: this one, vLLM, SGLang, TensorRT-LLM.
+    ///
+    /// Sends synthetic requests of exact lengths, at a given concurrency or rate: random words, pictures with pixels of their own,
+    /// greedy answers that no stop token ends, streamed. Layout, names and JSON keys are those of `vllm bench serve`.
+    #[command(after_help = bench_serve::EXAMPLES)]
+    Serve(Box<RawBenchServe>),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct RawThroughput {
-    /// Model folder as the hub has it. Without it: the built-in demonstration model
-    #[arg(long, short, value_name = "DIR")]
+    /// A model folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct-FP8. Without it: the built-in demonstration model
+    #[arg(long, short, value_name = "DIR|HUB_ID")]
     pub(crate) model: Option<PathBuf>,
     /// Requests at once; several numbers, separated by commas, are measured one after another
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "32")]
@@ -150,9 +168,10 @@ pub(crate) struct RawRun {
     /// What to ask; `-` reads it from stdin. Pictures stand before it in the message. Without it: a chat
     pub(crate) prompt: Option<String>,
 
-    /// Model folder as the hub has it (config.json, model.safetensors, tokenizer.json, ...). Without it: the built-in
-    /// demonstration model, which knows shapes, colours and numbers
-    #[arg(long, short, value_name = "DIR")]
+    /// A model folder (config.json, model.safetensors, tokenizer.json, ...), or a hub id such as
+    /// Qwen/Qwen3-VL-8B-Instruct-FP8, with @REVISION if it isn't main. Without it: the built-in demonstration model, which
+    /// knows shapes, colours and numbers
+    #[arg(long, short, value_name = "DIR|HUB_ID")]
     pub(crate) model: Option<PathBuf>,
 
     /// Picture (JPEG, PNG, WebP, GIF's first frame, BMP); `-` reads it from stdin. Can be given several times
@@ -251,8 +270,8 @@ pub(crate) struct RawMachine {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawInspect {
-    /// Model folder as the hub has it. Without it: the built-in demonstration model
-    #[arg(value_name = "DIR")]
+    /// A model folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct-FP8. Without it: the built-in demonstration model
+    #[arg(value_name = "DIR|HUB_ID")]
     pub(crate) model: Option<PathBuf>,
     /// Conversation length that the memory plan is made for
     #[arg(long, value_name = "N")]
@@ -267,8 +286,8 @@ pub(crate) struct RawInspect {
 
 #[derive(Debug, Args)]
 pub(crate) struct RawVerify {
-    /// Model folder as the hub has it
-    #[arg(long, short, value_name = "DIR")]
+    /// A model folder, or a hub id such as Qwen/Qwen3-VL-8B-Instruct-FP8
+    #[arg(long, short, value_name = "DIR|HUB_ID")]
     pub(crate) model: PathBuf,
     /// Reference file
     #[arg(long, short, value_name = "FILE")]

@@ -7,6 +7,7 @@ use super::error::CliError;
 use super::open;
 use super::printer::{write_line, write_text};
 use super::progress::Progress;
+use super::stderr::say;
 
 /// Columns of the report's lines.
 const WIDTH: usize = 60;
@@ -16,6 +17,7 @@ pub(crate) fn bench(config: &BenchConfig) -> Result<(), CliError> {
     let loading = Progress::of_bytes("Loading");
     let model = Model::load(&folder, &config.options, loading.reporter())?;
     loading.clear();
+    say(model.engine().memory_plan());
     for options in &config.runs {
         let progress = Progress::of_requests("Answering");
         let report = throughput(&model, options, |done| progress.report(done, options.num_prompts))?;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use foveal_device::DeviceKind;
 use foveal_engine::EngineBuilder;
+use foveal_hub::{Files, HubError, ModelId};
 use foveal_llm::{Quantization, parse_kv_cache_dtype};
 use foveal_runtime::{LoadFormat, ModelOptions, ThroughputOptions};
 use foveal_types::SamplingParams;
@@ -11,8 +12,13 @@ use foveal_types::SamplingParams;
 use super::args::{
     RawArgs, RawBench, RawCommand, RawInspect, RawMachine, RawRun, RawSampling, RawThroughput, RawVerify,
 };
+use super::bench_serve::config::BenchServeConfig;
 use super::error::UsageError;
 use super::sampling::SamplingOverrides;
+use super::serve::config::ServeConfig;
+
+/// The --load-format that makes weights up.
+const DUMMY: &str = "dummy";
 
 /// More threads than any machine has cores: a slip of the finger, not a wish.
 const MAX_THREADS: usize = 1024;
@@ -25,6 +31,8 @@ pub(crate) enum Config {
     Doctor(Output),
     Verify(Box<VerifyConfig>),
     Bench(Box<BenchConfig>),
+    BenchServe(Box<BenchServeConfig>),
+    Serve(Box<ServeConfig>),
 }
 
 /// Where a model is.
@@ -32,6 +40,11 @@ pub(crate) enum Config {
 pub(crate) enum ModelPlace {
     BuiltIn,
     Folder(PathBuf),
+    /// With what of it is needed.
+    Hub {
+        id: ModelId,
+        files: Files,
+    },
 }
 
 /// Where something that is read comes from.
@@ -84,10 +97,14 @@ impl Config {
     pub(crate) fn new(raw: RawArgs) -> Result<Self, UsageError> {
         match raw.command {
             RawCommand::Run(raw) => RunConfig::new(*raw).map(|config| Self::Run(Box::new(config))),
+            RawCommand::Serve(raw) => ServeConfig::new(*raw).map(|config| Self::Serve(Box::new(config))),
             RawCommand::Inspect(raw) => InspectConfig::new(raw).map(Self::Inspect),
             RawCommand::Doctor(raw) => Ok(Self::Doctor(output(raw.json))),
             RawCommand::Bench(RawBench::Throughput(raw)) => {
                 BenchConfig::new(*raw).map(|config| Self::Bench(Box::new(config)))
+            }
+            RawCommand::Bench(RawBench::Serve(raw)) => {
+                BenchServeConfig::new(*raw).map(|config| Self::BenchServe(Box::new(config)))
             }
             RawCommand::Verify(raw) => VerifyConfig::new(raw).map(|config| Self::Verify(Box::new(config))),
         }
@@ -114,7 +131,7 @@ impl RunConfig {
             return Err(UsageError::new("--logprobs is printed as JSON only; add --json"));
         }
         Ok(Self {
-            model: place(model),
+            model: place(model, needed(&machine))?,
             images,
             prompt,
             system,
@@ -129,7 +146,7 @@ impl InspectConfig {
     fn new(raw: RawInspect) -> Result<Self, UsageError> {
         let RawInspect { model, max_model_len, tensors, json } = raw;
         check_model_len(max_model_len)?;
-        Ok(Self { model: place(model), max_model_len, list_tensors: tensors, output: output(json) })
+        Ok(Self { model: place(model, Files::All)?, max_model_len, list_tensors: tensors, output: output(json) })
     }
 }
 
@@ -144,7 +161,8 @@ pub(crate) struct VerifyConfig {
 impl VerifyConfig {
     fn new(raw: RawVerify) -> Result<Self, UsageError> {
         let RawVerify { model, reference, json, machine } = raw;
-        Ok(Self { model: place(Some(model)), reference, output: output(json), options: options(machine)? })
+        let model = place(Some(model), needed(&machine))?;
+        Ok(Self { model, reference, output: output(json), options: options(machine)? })
     }
 }
 
@@ -197,7 +215,7 @@ impl BenchConfig {
         let pixels = width.saturating_mul(height).saturating_mul(3 * 2).saturating_mul(num_images);
         let pinned_bytes = pixels.saturating_mul(most).saturating_add(EngineBuilder::DEFAULT_PINNED_BYTES);
         Ok(Self {
-            model: place(model),
+            model: place(model, needed(&raw.machine))?,
             runs: runs.collect(),
             output: output(json),
             options: ModelOptions {
@@ -215,10 +233,10 @@ impl BenchConfig {
 }
 
 /// Requests for each at once, unless there is a number: the first wave and the last are not all of it.
-const PROMPTS_EACH: usize = 3;
+pub(crate) const PROMPTS_EACH: usize = 3;
 
 /// `512x512`.
-fn image_size(text: &str) -> Result<[u32; 2], UsageError> {
+pub(crate) fn image_size(text: &str) -> Result<[u32; 2], UsageError> {
     let sides =
         text.split_once(['x', 'X']).and_then(|(width, height)| Some([width.parse().ok()?, height.parse().ok()?]));
     sides.filter(|sides| sides.iter().all(|&side| side > 0)).ok_or_else(|| {
@@ -226,15 +244,31 @@ fn image_size(text: &str) -> Result<[u32; 2], UsageError> {
     })
 }
 
-fn place(model: Option<PathBuf>) -> ModelPlace {
-    model.map_or(ModelPlace::BuiltIn, ModelPlace::Folder)
+/// A folder if there is one, else a hub id.
+pub(crate) fn place(model: Option<PathBuf>, files: Files) -> Result<ModelPlace, UsageError> {
+    let Some(path) = model else { return Ok(ModelPlace::BuiltIn) };
+    let Some(text) = path.to_str().filter(|_| !path.exists()) else { return Ok(ModelPlace::Folder(path)) };
+    let reason = match text.parse::<ModelId>() {
+        // A name alone is a folder's that was mistyped, rather than one of the hub's few without an organisation.
+        Ok(id) if id.organisation().is_some() => return Ok(ModelPlace::Hub { id, files }),
+        Err(HubError::InvalidId { reason, .. }) => reason,
+        _ => "it names no organisation",
+    };
+    Err(UsageError::new(format!(
+        "the model `{text}` is no folder (it does not exist) and no hub id ({reason}), as Qwen/Qwen3-VL-8B-Instruct-FP8 is"
+    )))
+}
+
+/// Which files of a model are read.
+pub(crate) fn needed(machine: &RawMachine) -> Files {
+    if machine.load_format == DUMMY { Files::WithoutWeights } else { Files::All }
 }
 
 fn input(path: PathBuf) -> Input {
     if path.as_os_str() == "-" { Input::Stdin } else { Input::File(path) }
 }
 
-fn output(json: bool) -> Output {
+pub(crate) fn output(json: bool) -> Output {
     if json { Output::Json } else { Output::Text }
 }
 
@@ -270,7 +304,7 @@ fn overrides(raw: RawSampling) -> Result<SamplingOverrides, UsageError> {
     }
 }
 
-fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
+pub(crate) fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
     let RawMachine { device, threads, max_model_len, min_pixels, max_pixels, load_format, .. } = raw;
     let quantization = raw.quantization.as_deref().map_or(Ok(Quantization::AsStored), str::parse);
     let quantization = quantization.map_err(|error| UsageError::new(format!("--quantization: {error}")))?;
@@ -278,7 +312,7 @@ fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
     let kv_cache_dtype = kv_cache_dtype.map_err(|error| UsageError::new(format!("--kv-cache-dtype: {error}")))?;
     let load_format = match &load_format[..] {
         "auto" => LoadFormat::Auto,
-        "dummy" => LoadFormat::Dummy { seed: LoadFormat::DUMMY_SEED },
+        DUMMY => LoadFormat::Dummy { seed: LoadFormat::DUMMY_SEED },
         other => return Err(UsageError::new(format!("--load-format is `{other}`; use auto or dummy"))),
     };
     check_model_len(max_model_len)?;

@@ -1,6 +1,9 @@
 //! What ends the program before its work is done.
 
+use foveal_hub::HubError;
+use foveal_load::LoadError;
 use foveal_runtime::RuntimeError;
+use foveal_server::ServerError;
 use thiserror::Error;
 
 /// A command line that makes no sense: which option, and what would.
@@ -21,6 +24,8 @@ pub(crate) enum CliError {
     Usage(#[from] UsageError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Hub(#[from] HubError),
     #[error("{variable} is `{directives}`; use a level (info, debug) or pairs as foveal_engine=debug")]
     Log { variable: &'static str, directives: String },
     /// Nobody reads stdout any more (`foveal ... | head`): no error, only an end.
@@ -32,6 +37,14 @@ pub(crate) enum CliError {
     NoDevice,
     #[error("the answers are not within the reference's own bfloat16 noise")]
     NotVerified,
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("the server can't run: {0}")]
+    Serve(String),
+    #[error(transparent)]
+    Load(LoadError),
+    #[error("no request was answered; the first failed with: {0}")]
+    NoAnswer(String),
     #[error("stdin can't be read: {0}")]
     Stdin(String),
 }
@@ -45,6 +58,9 @@ impl CliError {
             {
                 Some("--max-model-len raises the limit, --max-pixels makes pictures smaller, /clear empties a chat")
             }
+            Self::Hub(HubError::NotFound { .. } | HubError::Offline { .. } | HubError::Unreachable { .. }) => {
+                Some("there is no folder of that name either; a model is a folder or a hub id")
+            }
             _ => None,
         }
     }
@@ -53,9 +69,16 @@ impl CliError {
     pub(crate) fn exit_status(&self) -> u8 {
         match self {
             Self::StdoutClosed => 0,
-            Self::Stdout(_) | Self::NoDevice | Self::NotVerified => 1,
+            Self::Stdout(_) | Self::Serve(_) | Self::NoDevice | Self::NotVerified | Self::NoAnswer(_) => 1,
+            Self::Load(LoadError::Connection { .. } | LoadError::Status { .. } | LoadError::NotReady { .. }) => 1,
             Self::Runtime(error) if error.is_internal() => 1,
-            Self::Usage(_) | Self::Log { .. } | Self::Runtime(_) | Self::Stdin(_) => 2,
+            Self::Usage(_)
+            | Self::Log { .. }
+            | Self::Runtime(_)
+            | Self::Hub(_)
+            | Self::Load(_)
+            | Self::Server(_)
+            | Self::Stdin(_) => 2,
         }
     }
 }

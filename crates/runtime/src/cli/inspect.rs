@@ -6,14 +6,18 @@ use std::io::Write as _;
 use foveal_runtime::{ModelReport, ModuleReport};
 use indicatif::HumanBytes;
 
-use super::config::{InspectConfig, Output};
+use super::config::{InspectConfig, ModelPlace, Output};
 use super::error::CliError;
 use super::open;
 use super::printer::write_line;
 
 pub(crate) fn inspect(config: &InspectConfig) -> Result<(), CliError> {
     let folder = open(&config.model)?;
-    let report = ModelReport::of(&folder, config.max_model_len, config.list_tensors)?;
+    let mut report = ModelReport::of(&folder, config.max_model_len, config.list_tensors)?;
+    if let ModelPlace::Hub { id, .. } = &config.model {
+        // The folder's own name is a commit.
+        report.model = id.to_string();
+    }
     match config.output {
         Output::Json => write_line(&report),
         Output::Text => {

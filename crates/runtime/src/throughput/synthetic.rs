@@ -1,5 +1,6 @@
 //! Requests of exact lengths, without a tokenizer or a picture file.
 
+use foveal_load::Random;
 use foveal_mrope::{GridThw, Span, position_ids};
 use foveal_processor::smart_resize;
 use foveal_types::{ContentHash, PreparedImage, PreparedRequest, RequestError, SamplingParams, TokenId};
@@ -51,7 +52,7 @@ impl Workload {
         let mut random = Random::new(self.seed, index as u64);
         let mut text = |len: usize| -> Vec<TokenId> {
             let first = FIRST_ID.min(self.num_ids - 1);
-            (0..len).map(|_| TokenId(first + random.next() as u32 % (self.num_ids - first))).collect()
+            (0..len).map(|_| TokenId(first + random.next_bits() as u32 % (self.num_ids - first))).collect()
         };
         let head = self.input_len / 2;
         let mut input_ids = text(head);
@@ -94,9 +95,9 @@ fn picture(
     let len_bytes = (h * w) as usize * model.engine().limits().patch_bytes;
     let mut block = model.engine().pixels().lend(len_bytes).map_err(|error| RuntimeError::Request(error.into()))?;
     let mut hash = [0; 32];
-    hash.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+    hash.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&random.next_bits().to_le_bytes()));
     for chunk in block.bytes_mut().chunks_mut(8) {
-        let word = random.next().to_le_bytes();
+        let word = random.next_bits().to_le_bytes();
         chunk.copy_from_slice(word.get(..chunk.len()).unwrap_or(&word));
     }
     Ok(PreparedImage {
@@ -106,27 +107,4 @@ fn picture(
         hash: ContentHash(hash),
         placeholder_start,
     })
-}
-
-/// xorshift64*: noise that costs nothing to make.
-struct Random(u64);
-
-impl Random {
-    /// splitmix64 of both: seeds and numbers that are neighbours begin far apart.
-    fn new(seed: u64, number: u64) -> Self {
-        let mix = |mut z: u64| {
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^ (z >> 31)
-        };
-        // From 0 nothing follows.
-        Self(mix(mix(seed.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_add(number)).max(1))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 3
-    }
 }

@@ -1,0 +1,137 @@
+//! What the server says of itself and of its model: models, version, health, metrics, tokens.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use foveal_processor::ChatRequest;
+use foveal_types::{HeapPixels, SamplingParams, TokenId};
+
+use crate::api::models::{Health, ModelCard, ModelList, Version};
+use crate::api::tokens::{DetokenizeRequest, Text, TokenizeRequest, Tokens};
+use crate::chat_request::text_messages;
+use crate::config::ServedModel;
+use crate::error::{ApiError, ErrorBody};
+use crate::json_body::{read_object, typed};
+use crate::state::AppState;
+
+/// The model, under each of its names.
+#[utoipa::path(get, path = "/v1/models", tag = "about", responses((status = 200, body = ModelList)))]
+pub(crate) async fn models(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
+    let model = state.ready()?;
+    let root = model.root.as_ref().map_or_else(|| model.name().to_owned(), |root| root.display().to_string());
+    let card = |name: &String| ModelCard {
+        id: name.clone(),
+        object: "model",
+        created: state.started_s,
+        owned_by: "foveal",
+        root: root.clone(),
+        max_model_len: model.engine.limits().max_model_len,
+    };
+    Ok(Json(ModelList { object: "list", data: model.names.iter().map(card).collect() }))
+}
+
+/// The program's version.
+#[utoipa::path(get, path = "/version", tag = "about", responses((status = 200, body = Version)))]
+pub(crate) async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION") })
+}
+
+/// Whether requests are answered: the model has been loaded and has answered, and the engine lives.
+#[utoipa::path(
+    get, path = "/health", tag = "about",
+    responses((status = 200, body = Health), (status = 503, description = "Not yet, or not any more", body = ErrorBody))
+)]
+pub(crate) async fn health(State(state): State<AppState>) -> Result<Json<Health>, ApiError> {
+    state.ready().map(|_| Json(Health { status: "ready" }))
+}
+
+/// Counts and times in Prometheus's text form.
+#[utoipa::path(get, path = "/metrics", tag = "about", responses((status = 200, body = String, content_type = "text/plain")))]
+pub(crate) async fn metrics(State(state): State<AppState>) -> Response {
+    let stats = state.model().map(|model| model.engine.stats());
+    let preparing = state.pictures.num_waiting() + state.text.num_waiting();
+    match state.metrics.render(stats.as_ref(), preparing, state.num_requests()) {
+        Some(text) => {
+            let text_format = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+            ([(CONTENT_TYPE, text_format)], text).into_response()
+        }
+        None => ApiError::internal("another metrics recorder is installed in this process").into_response(),
+    }
+}
+
+/// A text's tokens, or a chat's.
+#[utoipa::path(
+    post, path = "/tokenize", tag = "tokens", request_body = TokenizeRequest,
+    responses((status = 200, body = Tokens), (status = "4XX", body = ErrorBody))
+)]
+pub(crate) async fn tokenize(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Tokens>, ApiError> {
+    let _admission = state.admit()?;
+    let request: TokenizeRequest = typed(read_object(&headers, body, state.body_limits()).await?)?;
+    let model = state.ready()?.clone();
+    model.check_name(request.model.as_deref())?;
+    state.text.run(move |_| tokens(&model, request)).await.map(Json)
+}
+
+fn tokens(model: &ServedModel, request: TokenizeRequest) -> Result<Tokens, ApiError> {
+    let processor = &model.processor;
+    let ids = match (request.prompt, request.messages) {
+        (Some(prompt), None) => {
+            let (len_bytes, max_bytes) = (prompt.len(), processor.limits().max_text_bytes);
+            if len_bytes > max_bytes {
+                let message = format!("{len_bytes} bytes of text; at most {max_bytes} are taken");
+                return Err(ApiError::invalid("text_too_large", message).at("prompt"));
+            }
+            processor.tokenizer().encode(&prompt)?
+        }
+        (None, Some(messages)) => {
+            let chat = ChatRequest {
+                add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
+                template_kwargs: request.chat_template_kwargs.unwrap_or_default(),
+                ..ChatRequest::new(text_messages(messages)?)
+            };
+            processor.prepare(&chat, SamplingParams::default(), &HeapPixels)?.input_ids
+        }
+        _ => {
+            return Err(ApiError::invalid("missing_field", "send either `prompt` or `messages`").at("prompt"));
+        }
+    };
+    let text = |id: &TokenId| String::from_utf8_lossy(processor.tokenizer().token_bytes(*id)).into_owned();
+    let token_strs = request.return_token_strs.unwrap_or(false).then(|| ids.iter().map(text).collect());
+    Ok(Tokens {
+        count: ids.len(),
+        max_model_len: model.engine.limits().max_model_len,
+        tokens: ids.into_iter().map(|id| id.0).collect(),
+        token_strs,
+    })
+}
+
+/// Tokens' text.
+#[utoipa::path(
+    post, path = "/detokenize", tag = "tokens", request_body = DetokenizeRequest,
+    responses((status = 200, body = Text), (status = "4XX", body = ErrorBody))
+)]
+pub(crate) async fn detokenize(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Text>, ApiError> {
+    let _admission = state.admit()?;
+    let request: DetokenizeRequest = typed(read_object(&headers, body, state.body_limits()).await?)?;
+    let model = state.ready()?;
+    model.check_name(request.model.as_deref())?;
+    let vocab_size = model.engine.limits().vocab_size;
+    if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= vocab_size) {
+        let message = format!("token {id} is outside of the model's vocabulary of {vocab_size} tokens");
+        return Err(ApiError::invalid("invalid_value", message).at("tokens"));
+    }
+    let tokenizer = model.processor.tokenizer();
+    let bytes: Vec<u8> = request.tokens.iter().flat_map(|&id| tokenizer.token_bytes(TokenId(id))).copied().collect();
+    Ok(Json(Text { prompt: String::from_utf8_lossy(&bytes).into_owned() }))
+}

@@ -1,0 +1,170 @@
+//! Bodies of requests: within a size and a time, as JSON, and errors in our own words.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use serde::de::DeserializeOwned;
+use serde_json::error::Category;
+use serde_json::{Map, Value};
+
+use crate::error::ApiError;
+
+/// What a body may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyLimits {
+    pub(crate) max_bytes: usize,
+    pub(crate) timeout: Duration,
+}
+
+/// Reads a body that is a JSON object.
+pub(crate) async fn read_object(
+    headers: &HeaderMap,
+    body: Body,
+    limits: BodyLimits,
+) -> Result<Map<String, Value>, ApiError> {
+    // A page elsewhere can have a browser send forms and plain text here, but not this type without asking first.
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        let message = "send the request as JSON, with the header `Content-Type: application/json`";
+        return Err(ApiError::invalid("unsupported_media_type", message));
+    }
+    let bytes = read(headers, body, limits).await?;
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(ApiError::invalid("invalid_json", "the body must be a JSON object")),
+        Err(error) => Err(ApiError::invalid("invalid_json", syntax(&error))),
+    }
+}
+
+async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let message = format!("the body is larger than {} bytes; send fewer or smaller pictures", limits.max_bytes);
+        ApiError::invalid("request_too_large", message)
+    };
+    let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|len| len > limits.max_bytes) {
+        return Err(too_large());
+    }
+    let mut chunks = body.into_data_stream();
+    let all = async {
+        let mut bytes = BytesMut::with_capacity(declared.unwrap_or_default().min(1 << 20));
+        while let Some(chunk) = chunks.next().await {
+            let chunk =
+                chunk.map_err(|_| ApiError::invalid("incomplete_body", "the body ended before it was complete"))?;
+            if bytes.len() + chunk.len() > limits.max_bytes {
+                return Err(too_large());
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes.freeze())
+    };
+    let late = || {
+        let message = format!("the body wasn't complete within {} s", limits.timeout.as_secs());
+        ApiError::invalid("request_timeout", message)
+    };
+    tokio::time::timeout(limits.timeout, all).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// What is wrong with a text that isn't JSON.
+fn syntax(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    match error.classify() {
+        Category::Eof => "the body ends before its JSON does".to_owned(),
+        _ => format!("the body isn't JSON: something at line {line}, column {column} doesn't belong there"),
+    }
+}
+
+/// Gives an object's fields their types.
+///
+/// # Errors
+/// `invalid_value` or `missing_field`, at the path of what is wrong.
+pub(crate) fn typed<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
+        let path = error.path().to_string();
+        let path = if path == "." { String::new() } else { path };
+        mismatch(&path, &error.inner().to_string())
+    })
+}
+
+/// The deserialiser's finding in words for a client: it knows the type and the path, but speaks of Rust's types.
+fn mismatch(path: &str, found: &str) -> ApiError {
+    let quoted = |text: &str| text.split('`').nth(1).unwrap_or_default().chars().take(64).collect::<String>();
+    if found.starts_with("missing field") {
+        let field = quoted(found);
+        let whole = if path.is_empty() { field } else { format!("{path}.{field}") };
+        return ApiError::invalid("missing_field", format!("`{whole}` is missing")).at(whole);
+    }
+    if found.starts_with("unknown field") {
+        let field = quoted(found);
+        return ApiError::invalid("unknown_parameter", format!("`{path}` isn't known here (`{field}`)")).at(path);
+    }
+    let expected = found.rsplit_once("expected ").map(|(_, expected)| in_words(expected.trim()));
+    let message = match (found.strip_prefix("invalid type: "), found.strip_prefix("invalid value: "), expected) {
+        (Some(_), _, Some(expected)) => format!("`{path}` has the wrong type; it must be {expected}"),
+        (_, Some(_), Some(expected)) => format!("`{path}` has a value that can't be; it must be {expected}"),
+        // What our own types say of themselves.
+        _ => format!("`{path}`: {found}"),
+    };
+    ApiError::invalid("invalid_value", message).at(path)
+}
+
+/// Rust's types as JSON calls them.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "f32" | "f64" => "a number",
+        "i64" | "i32" => "a whole number",
+        "usize" | "u64" | "u32" => "a whole number of at least 0",
+        "a string" => "a text",
+        "a boolean" => "true or false",
+        "a map" => "an object",
+        "a sequence" => "a list",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::chat::ChatFields;
+    use crate::api::sampling::SamplingFields;
+
+    fn object(json: Value) -> Map<String, Value> {
+        let Value::Object(object) = json else { panic!("an object") };
+        object
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_path() {
+        let chat = |json| typed::<ChatFields>(object(json)).unwrap_err().detail;
+        let sampling = |json| typed::<SamplingFields>(object(json)).unwrap_err().detail;
+        for (detail, param, words) in [
+            (chat(json!({"messages": 1})), "messages", "a list"),
+            (
+                chat(json!({"messages": [{"role": "user", "content": 5}]})),
+                "messages[0].content",
+                "a text or a list of parts",
+            ),
+            (chat(json!({"messages": [{"rôle": "user"}]})), "messages[0].rôle", "isn't known"),
+            (
+                chat(json!({"messages": [{"content": [{"type": "image_url", "image_url": {"detail": "low"}}]}]})),
+                "messages[0].content[0].image_url.url",
+                "is missing",
+            ),
+            (sampling(json!({"temperature": "hot"})), "temperature", "a number"),
+            (sampling(json!({"max_tokens": -1})), "max_tokens", "a whole number of at least 0"),
+            (sampling(json!({"stop": [1]})), "stop[0]", "a text"),
+            (sampling(json!({"stream_options": {"x": 1}})), "stream_options.x", "isn't known"),
+        ] {
+            assert_eq!(detail.param.as_deref(), Some(param), "{detail:?}");
+            assert!(detail.message.contains(words), "{detail:?}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What is kept of a request while it is answered, for its line in the log and for the metrics.
+
+use std::time::{Duration, Instant};
+
+use foveal_types::{FinishReason, Usage};
+
+use crate::metrics::Metrics;
+use crate::request_id::RequestId;
+
+/// What is kept of a request while it is answered. It is logged and counted when it is dropped, whatever ended it.
+pub(crate) struct Record {
+    id: RequestId,
+    path: &'static str,
+    metrics: Metrics,
+    arrived: Instant,
+    prepared: Option<Duration>,
+    /// When the engine began, its first token came, and its last one so far.
+    begun: Option<Duration>,
+    first_token: Option<Duration>,
+    last_token: Option<Duration>,
+    num_choices: usize,
+    usage: Usage,
+    outcome: Outcome,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// Whoever asked has gone.
+    Gone,
+    Finished(FinishReason),
+    Failed(u16),
+}
+
+impl Record {
+    pub(crate) fn new(id: RequestId, path: &'static str, metrics: Metrics) -> Self {
+        Self {
+            id,
+            path,
+            metrics,
+            arrived: Instant::now(),
+            prepared: None,
+            begun: None,
+            first_token: None,
+            last_token: None,
+            num_choices: 1,
+            usage: Usage::default(),
+            outcome: Outcome::Gone,
+        }
+    }
+
+    /// The prompt is tokens, the pictures are pixels.
+    pub(crate) fn prepared(&mut self, num_choices: usize) {
+        self.prepared = Some(self.arrived.elapsed());
+        self.num_choices = num_choices;
+    }
+
+    /// The engine has begun.
+    pub(crate) fn begun(&mut self) {
+        self.begun.get_or_insert_with(|| self.arrived.elapsed());
+    }
+
+    /// A token has come.
+    pub(crate) fn token(&mut self) {
+        let now = self.arrived.elapsed();
+        self.metrics.token();
+        match self.last_token.replace(now) {
+            None => {
+                self.first_token = Some(now);
+                self.metrics.first_token(now);
+            }
+            // Tokens of several answers come together: what lies between those of one isn't known here.
+            Some(last) if self.num_choices == 1 => self.metrics.next_token(now.saturating_sub(last)),
+            Some(_) => {}
+        }
+    }
+
+    /// One of the answers is complete.
+    pub(crate) fn finished(&mut self, reason: FinishReason, usages: &[Usage]) {
+        self.outcome = Outcome::Finished(reason);
+        self.counts(usages);
+    }
+
+    /// The counts so far.
+    pub(crate) fn counts(&mut self, usages: &[Usage]) {
+        let Some(first) = usages.first() else { return };
+        self.usage = Usage {
+            completion_tokens: usages.iter().map(|usage| usage.completion_tokens).sum(),
+            cached_tokens: usages.iter().map(|usage| usage.cached_tokens).min().unwrap_or_default(),
+            ..*first
+        };
+    }
+
+    /// The request ended with an error.
+    pub(crate) fn failed(&mut self, status: u16) {
+        self.outcome = Outcome::Failed(status);
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let total = self.arrived.elapsed();
+        let reason = match self.outcome {
+            Outcome::Gone => "abort",
+            Outcome::Finished(reason) => reason.as_str(),
+            Outcome::Failed(_) => "error",
+        };
+        let status = match self.outcome {
+            Outcome::Gone => 499,
+            Outcome::Finished(_) => 200,
+            Outcome::Failed(status) => status,
+        };
+        let Usage { prompt_tokens, image_tokens, cached_tokens, completion_tokens, .. } = self.usage;
+        let ms = |time: Option<Duration>| time.map(|time| (time.as_secs_f64() * 1e4).round() / 10.0);
+        tracing::info!(
+            id = %self.id.0,
+            path = self.path,
+            status,
+            finish_reason = reason,
+            prompt_tokens,
+            image_tokens,
+            cached_tokens,
+            completion_tokens,
+            prepare_ms = ms(self.prepared),
+            queue_ms = ms(self.begun.map(|begun| begun.saturating_sub(self.prepared.unwrap_or_default()))),
+            ttft_ms = ms(self.first_token),
+            total_ms = ms(Some(total)),
+            "request"
+        );
+        let queued = self.begun.zip(self.prepared).map(|(begun, prepared)| begun.saturating_sub(prepared));
+        let prefill = self.first_token.zip(self.begun).map(|(first, begun)| first.saturating_sub(begun));
+        let decode = self.last_token.zip(self.first_token).map(|(last, first)| last.saturating_sub(first));
+        self.metrics.ended(&crate::metrics::Ended {
+            reason,
+            usage: self.usage,
+            prepare: self.prepared,
+            queued,
+            prefill,
+            decode,
+            total,
+        });
+    }
+}
