@@ -2,6 +2,7 @@
 
 mod arrows;
 mod crates;
+mod dependencies;
 mod sources;
 
 use std::path::Path;
@@ -14,6 +15,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<()> {
     let packages = arrows::packages(root)?;
     arrows::check(&packages, &mut faults);
     crates::check(root, &packages, &mut faults)?;
+    dependencies::check(root, &packages, &mut faults)?;
     sources::check(root, &mut faults)?;
     if faults.is_empty() {
         println!("tidy: {} crates, no fault", packages.len());

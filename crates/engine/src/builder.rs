@@ -291,25 +291,12 @@ impl EngineBuilder {
             limits.num_blocks = blocks;
         }
         let cache = decoder.new_kv_cache(limits.num_blocks, kv_cache_dtype)?;
-        let plan = MemoryPlan {
-            weights_bytes: weights.total_bytes(),
-            kv_cache_bytes: cache.len_bytes() as u64,
-            decoder_workspace_bytes: workspace.len_bytes() as u64,
-            vision_workspace_bytes: pictures.workspace_bytes() as u64,
-            encoder_cache_bytes: pictures.arena_bytes() as u64,
-            sampler_bytes: sampler.deferred_bytes() as u64,
-            pinned_bytes: self.pinned_bytes as u64,
-            device_bytes: match device.stream().cuda() {
-                Some(cuda) => cuda.device().memory_bytes()?.1 as u64,
-                None => 0,
-            },
-            ..MemoryPlan::default()
-        };
         let defaults = self.defaults.unwrap_or_else(|| GenerationDefaults {
             stop_token_ids: config.text.eos_token_id.iter().copied().map(TokenId).collect(),
             ..GenerationDefaults::default()
         });
         let memory = StepMemory { pictures, workspace, cache, sampler, decoder };
+        let plan = MemoryPlan::of(&device, weights, &memory, self.pinned_bytes)?;
         let graph_bytes = (!self.enforce_eager).then_some(self.graph_bytes);
         let mut executor = ModelExecutor::new(device, memory, graph_bytes).with_pinned(pinned.clone());
         executor.warm_up()?;

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use crate::Limits;
+use foveal_checkpoint::WeightSource;
+use foveal_device::Device;
+
+use crate::model_executor::StepMemory;
+use crate::{EngineError, Limits};
 
 /// What an engine has set memory aside for, in bytes of its device. See [`crate::Engine::memory_plan`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +43,30 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// What has been set aside, but for recordings.
+    pub(crate) fn of(
+        device: &Device,
+        weights: &WeightSource,
+        memory: &StepMemory,
+        pinned_bytes: usize,
+    ) -> Result<Self, EngineError> {
+        let StepMemory { pictures, workspace, cache, sampler, .. } = memory;
+        Ok(Self {
+            weights_bytes: weights.total_bytes(),
+            kv_cache_bytes: cache.len_bytes() as u64,
+            decoder_workspace_bytes: workspace.len_bytes() as u64,
+            vision_workspace_bytes: pictures.workspace_bytes(),
+            encoder_cache_bytes: pictures.arena_bytes() as u64,
+            sampler_bytes: sampler.deferred_bytes() as u64,
+            pinned_bytes: pinned_bytes as u64,
+            device_bytes: match device.stream().cuda() {
+                Some(cuda) => cuda.device().memory_bytes()?.1 as u64,
+                None => 0,
+            },
+            ..Self::default()
+        })
+    }
+
     /// The sizes that bound requests.
     pub(crate) fn with_limits(self, limits: &Limits) -> Self {
         Self {

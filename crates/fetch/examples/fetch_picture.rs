@@ -1,4 +1,4 @@
-//! Fetches what a policy allows: `cargo run -p foveal-fetch --example fetch -- [URL [DOMAIN...]]`.
+//! Fetches what a policy allows: `cargo run -p foveal-fetch --example fetch_picture -- [URL [DOMAIN...]]`.
 //!
 //! Without arguments it reads a data URL, which needs no network. `DOMAIN`s are the hosts that may be fetched from.
 
