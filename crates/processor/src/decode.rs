@@ -94,9 +94,9 @@ fn open<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(impl ImageDecoder + 'a,
 pub fn probe(input: &ImageInput, limits: &Limits) -> Result<(u32, u32), PictureError> {
     match input {
         ImageInput::Bytes(bytes) => {
-            let (mut decoder, _) = open(bytes, limits)?;
+            let (mut decoder, format) = open(bytes, limits)?;
             let (width, height) = check_header(&decoder, limits)?;
-            Ok(if turns(orientation_of(&mut decoder)) { (height, width) } else { (width, height) })
+            Ok(if turns(orientation_of(&mut decoder, format, bytes)) { (height, width) } else { (width, height) })
         }
         ImageInput::Rgb { width, height, pixels } => {
             limits.check_size(*width, *height)?;
@@ -137,8 +137,10 @@ pub fn decode<'a>(input: &'a ImageInput, limits: &Limits) -> Result<RgbPicture<'
     };
     let (mut decoder, format) = open(bytes, limits)?;
     check_header(&decoder, limits)?;
-    if format == ImageFormat::Jpeg {
-        crate::jpeg::check_scans(bytes)?;
+    match format {
+        ImageFormat::Jpeg => crate::jpeg::check_scans(bytes)?,
+        ImageFormat::WebP => crate::webp::check_sizes(bytes, limits)?,
+        _ => {}
     }
     if format == ImageFormat::Gif {
         let max_frame_bytes = limits.max_image_pixels.saturating_mul(MAX_BYTES_PER_PIXEL);
@@ -149,7 +151,7 @@ pub fn decode<'a>(input: &'a ImageInput, limits: &Limits) -> Result<RgbPicture<'
             pixels: Cow::Owned(canvas.into_raw()),
         });
     }
-    let orientation = orientation_of(&mut decoder);
+    let orientation = orientation_of(&mut decoder, format, bytes);
     let frame = if format == ImageFormat::WebP { crate::webp::first_frame(bytes) } else { None };
     let mut picture = match frame {
         Some(frame) => DynamicImage::ImageRgb8(on_canvas(&frame, decoder.dimensions(), limits)?),
@@ -179,8 +181,13 @@ fn on_canvas(frame: &crate::webp::Frame, canvas: (u32, u32), limits: &Limits) ->
 }
 
 /// How the picture is to be turned. An unreadable EXIF block is no reason to refuse it; Pillow ignores that too.
-fn orientation_of(decoder: &mut impl ImageDecoder) -> Orientation {
-    decoder.orientation().unwrap_or(Orientation::NoTransforms)
+fn orientation_of(decoder: &mut impl ImageDecoder, format: ImageFormat, bytes: &[u8]) -> Orientation {
+    let found = match format {
+        // The decoder takes as much memory for a WebP's EXIF block as the file declares, however short it is.
+        ImageFormat::WebP => crate::webp::exif(bytes).and_then(Orientation::from_exif_chunk),
+        _ => decoder.orientation().ok(),
+    };
+    found.unwrap_or(Orientation::NoTransforms)
 }
 
 /// Whether width and height change places.

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{crc32, golden_processor, noise, noise_picture, reference, tiny, u32s};
 use foveal_processor::{
-    ChatRequest, ContentPart, ImageInput, Limits, Message, PictureError, Processor, ProcessorError, Role,
-    VideoFrames, VideoMeta,
+    ChatRequest, ContentPart, ImageInput, Limits, Message, PictureError, Processor, ProcessorError, Role, VideoFrames,
+    VideoMeta,
 };
 use foveal_types::{Exhausted, HeapPixels, PixelBlock, PixelLender, PreparedRequest, SamplingParams, TokenId};
 use safetensors::SafeTensors;

@@ -21,10 +21,10 @@ mod throughput;
 mod verify;
 
 pub use answer::Answer;
-pub use foveal_processor::AnswerEvent;
 pub use built_in::built_in_model;
 pub use chat::Chat;
 pub use error::RuntimeError;
+pub use foveal_processor::AnswerEvent;
 pub use model::Model;
 pub use model_report::{ComponentReport, MemoryPlan, ModelReport, ModuleReport, TensorReport};
 pub use options::{LoadFormat, ModelOptions};
