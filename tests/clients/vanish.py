@@ -1,0 +1,230 @@
+"""Clients that connect, ask and vanish at random: no leak of blocks, tasks, memory or file handles.
+
+vanish.py [--seconds 600] [--clients 64] [--seed 1]
+"""
+import argparse
+import asyncio
+import collections
+import functools
+import random
+import re
+import socket
+import struct
+import sys
+import time
+
+import pictures
+from checks import report
+from http1 import SILENCE_S, post, respond, stream_text
+from served import COUNT, COUNTED, DESCRIBE, DESCRIBED, SHAPES, Served
+
+MIB = 1 << 20
+# The program itself, and pictures while they are decoded.
+BESIDE_PLAN_MIB = 256
+# In so many seconds the caches are full by the second quarter; from then on memory may only waver by so much.
+LONG_S, MAX_GROWTH_MIB = 300, 64
+# Seconds that a client waits at most for an answer that it wants to read.
+MAX_WAIT_S = 8
+
+
+@functools.cache
+def large_picture(number):
+    """One of a few pictures that take a while to make, too."""
+    return pictures.flat_png(3000, 2000, (30 * number, 0, 0))
+
+
+class Client:
+    """One after another of many short visits."""
+
+    def __init__(self, server, seed, counts):
+        self.server, self.rng, self.counts = server, random.Random(seed), counts
+
+    async def visit_until(self, end):
+        while time.monotonic() < end:
+            ask, leave = self.rng.choice(self.ASKS), self.rng.choice(self.LEAVES)
+            reader, writer = await asyncio.open_connection(self.server.host, self.server.port)
+            try:
+                how = await leave(self, reader, writer, ask(self))
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                how = f"{leave.__name__}, which the server cut short: {type(error).__name__}"
+            self.counts[how or leave.__name__] += 1
+            self.go(writer)
+
+    def go(self, writer):
+        """Leaves: politely, or as a program does that is killed."""
+        if self.rng.random() < 0.5:
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+        else:
+            writer.close()
+
+    # What is asked
+
+    def chat(self, messages, **more):
+        body = {"messages": messages, "max_tokens": self.rng.randrange(1, 100), "stream": self.rng.random() < 0.7, **more}
+        if self.rng.random() < 0.3:
+            body |= {"n": self.rng.randrange(2, 5), "temperature": 1.0, "logprobs": True, "top_logprobs": 3}
+        if self.rng.random() < 0.5:
+            body["ignore_eos"] = True
+        return post("/v1/chat/completions", body)
+
+    def ask_text(self):
+        words = " ".join(self.rng.choice(["red", "blue", "star", "circle"]) for _ in range(self.rng.randrange(40)))
+        return self.chat([{"role": "user", "content": f"{COUNT} {words}"}])
+
+    def ask_prompts(self):
+        prompt = lambda: [self.rng.randrange(500) for _ in range(self.rng.randrange(1, 40))]
+        prompts = [prompt() for _ in range(self.rng.randrange(1, 5))]
+        return post("/v1/completions", {"prompt": prompts, "max_tokens": 50, "stream": self.rng.random() < 0.5})
+
+    def ask_picture(self):
+        """Pictures that no request had before, some of them twice."""
+        sides = [self.rng.randrange(32, 128) for _ in range(2)]
+        picture = pictures.noise_png(*sides, seed=self.rng.random())
+        return self.chat(pictures.question(DESCRIBE, *[picture] * self.rng.randrange(1, 4)))
+
+    def ask_large_picture(self):
+        """One that takes long to be decoded."""
+        picture = large_picture(self.rng.randrange(8))
+        return self.chat(pictures.question(DESCRIBE, picture), mm_processor_kwargs={"max_pixels": 1 << 16})
+
+    ASKS = [ask_text] * 5 + [ask_prompts] * 2 + [ask_picture] * 4 + [ask_large_picture]
+
+    # When the client leaves
+
+    async def before_a_byte(self, _reader, _writer, _raw):
+        await asyncio.sleep(self.rng.random() / 10)
+
+    async def within_the_request(self, _reader, writer, raw):
+        writer.write(raw[:self.rng.randrange(len(raw))])
+        await writer.drain()
+        await asyncio.sleep(self.rng.random() / 10)
+
+    async def right_after_the_request(self, _reader, writer, raw):
+        writer.write(raw)
+        await writer.drain()
+
+    async def while_it_waits(self, _reader, writer, raw):
+        writer.write(raw)
+        await writer.drain()
+        await asyncio.sleep(self.rng.random() / 2)
+
+    async def within_the_answer(self, reader, writer, raw):
+        writer.write(raw)
+        num_pieces = self.rng.randrange(1, 40)
+        try:
+            async with asyncio.timeout(self.rng.random() * MAX_WAIT_S):
+                response = await respond(reader)
+                if response is None:
+                    return "no answer"
+                async for _ in response.pieces():
+                    num_pieces -= 1
+                    if not num_pieces:
+                        return None
+        except TimeoutError:
+            return "after a long wait"
+        return "after the answer" if response.status == 200 else f"after status {response.status}"
+
+    async def without_reading(self, _reader, writer, raw):
+        """Asks, reads nothing for a while, and goes."""
+        writer.transport.pause_reading()
+        writer.write(raw)
+        await asyncio.sleep(self.rng.random() * 3)
+
+    LEAVES = [before_a_byte, within_the_request, right_after_the_request, right_after_the_request, while_it_waits,
+              within_the_answer, within_the_answer, within_the_answer, without_reading]
+
+
+class Watch:
+    """The server's memory, handles and threads over time."""
+
+    def __init__(self, server):
+        self.server, self.samples = server, []
+
+    async def run(self):
+        while True:
+            sample = (self.server.resident_bytes(), self.server.num_files(), self.server.num_threads())
+            self.samples.append(sample)
+            await asyncio.sleep(0.5)
+
+    def most_bytes(self, begin, end):
+        """The most memory between two shares of the time."""
+        samples = self.samples[int(len(self.samples) * begin):int(len(self.samples) * end)]
+        return max(bytes for bytes, _, _ in samples)
+
+
+async def good_answers(server):
+    """Answers that are known, while nobody else asks."""
+    png = SHAPES.read_bytes()
+    counted = await stream_text(server, {"messages": [{"role": "user", "content": COUNT}]})
+    described = await stream_text(server, {"messages": pictures.question(DESCRIBE, png)})
+    # Several pictures are prepared side by side, on threads that start with the first such request.
+    await stream_text(server, {"messages": pictures.question(DESCRIBE, png, png), "max_tokens": 1})
+    assert counted == COUNTED and described.startswith(DESCRIBED), (counted, described)
+    return described
+
+
+async def visits(server, args, watch, counts):
+    end = time.monotonic() + args.seconds
+    watching = asyncio.create_task(watch.run())
+    clients = [Client(server, args.seed * 1000 + i, counts) for i in range(args.clients)]
+    try:
+        await asyncio.gather(*(client.visit_until(end) for client in clients))
+    finally:
+        watching.cancel()
+
+
+def back_to(server, what, now, before):
+    """Waits until a count is back to what it was: idle threads and connections end after seconds."""
+    end = time.monotonic() + SILENCE_S
+    while now() > before:
+        assert time.monotonic() < end, f"{now()} {what}, {before} before"
+        time.sleep(0.5)
+
+
+def check_all(server, args):
+    described = asyncio.run(good_answers(server))
+    server.wait_idle()
+    # A connection of a moment ago may still be open, and a helper thread rest.
+    before = (server.num_files(), server.num_threads())
+    watch, counts = Watch(server), collections.Counter()
+    asyncio.run(visits(server, args, watch, counts))
+    for how, count in counts.most_common():
+        print(f"      {count:6} left {how}")
+    server.wait_idle()
+    back_to(server, "files and sockets", server.num_files, before[0])
+    back_to(server, "threads", server.num_threads, before[1])
+    assert asyncio.run(good_answers(server)) == described, "the same question has another answer now"
+    lost = {how: count for how, count in counts.items() if "no answer" in how or "cut short" in how or "status 5" in how}
+    assert not lost, f"the server let clients down: {lost}"
+    return f"{counts.total()} visits; {memory(server, watch, args.seconds)}"
+
+
+def memory(server, watch, seconds):
+    """Memory stays within the plan, and stops growing once the caches are full."""
+    plan = sum(float(re.search(rf"{line}\s+([\d.]+)", server.said())[1]) for line in ("together", "page-locked, at most"))
+    early, late, most = (watch.most_bytes(*share) // MIB for share in ((0.25, 0.5), (0.75, 1), (0, 1)))
+    said = f"{early} MiB at most in the second quarter, {late} MiB in the last; planned {plan:.0f} MiB"
+    assert most <= plan + BESIDE_PLAN_MIB, said
+    if seconds >= LONG_S:
+        assert late <= early + MAX_GROWTH_MIB, f"memory grows: {said}"
+    return said
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    with Served("--max-num-seqs", str(args.clients)) as server:
+        passed = [
+            report(f"vanish: {args.clients} clients for {args.seconds:.0f} s", lambda: check_all(server, args)),
+            report("vanish: the server is idle again and its log clean", server.check_left_clean),
+        ]
+    sys.exit(0 if all(passed) else 1)
+
+
+if __name__ == "__main__":
+    main()
