@@ -18,10 +18,9 @@ from checks import report
 from http1 import SILENCE_S, post, respond, stream_text
 from served import COUNT, COUNTED, DESCRIBE, DESCRIBED, SHAPES, Served
 
-MIB = 1 << 20
 # The program itself, and pictures while they are decoded.
 BESIDE_PLAN_MIB = 256
-# In so many seconds the caches are full by the second quarter; from then on memory may only waver by so much.
+# After a quarter of so many seconds all memory has been in use; from then on it may only waver by so much.
 LONG_S, MAX_GROWTH_MIB = 300, 64
 # Seconds that a client waits at most for an answer that it wants to read.
 MAX_WAIT_S = 8
@@ -137,21 +136,34 @@ class Client:
 
 
 class Watch:
-    """The server's memory, handles and threads over time."""
+    """The server's memory over time, without what its cache of pictures gathers until that is full."""
 
     def __init__(self, server):
         self.server, self.samples = server, []
 
+    def planned_mib(self, line):
+        """A line of the memory plan that the server says at its start."""
+        return float(re.search(rf"^ *{line} +([\d.]+)", self.server.said(), re.MULTILINE)[1])
+
     async def run(self):
+        row_mib = self.planned_mib("encoder cache") / self.server.metrics()["foveal_encoder_rows"]
         while True:
-            sample = (self.server.resident_bytes(), self.server.num_files(), self.server.num_threads())
-            self.samples.append(sample)
+            resident_mib = self.server.resident_bytes() / (1 << 20)
+            metrics = await asyncio.to_thread(self.server.metrics)
+            cached_mib = row_mib * metrics["foveal_encoder_rows_used"]
+            self.samples.append((resident_mib, resident_mib - cached_mib))
             await asyncio.sleep(0.5)
 
-    def most_bytes(self, begin, end):
-        """The most memory between two shares of the time."""
-        samples = self.samples[int(len(self.samples) * begin):int(len(self.samples) * end)]
-        return max(bytes for bytes, _, _ in samples)
+    def check(self, seconds):
+        """Memory stays within the plan, and stops growing once all of it has been in use."""
+        bound = self.planned_mib("together") + self.planned_mib("page-locked, at most") + BESIDE_PLAN_MIB
+        most = max(resident for resident, _ in self.samples)
+        quarter = len(self.samples) // 4
+        early, late = (max(rest for _, rest in part) for part in (self.samples[quarter:2 * quarter], self.samples[-quarter:]))
+        said = f"{most:.0f} MiB at most; without cached pictures {early:.0f} in the second quarter, {late:.0f} in the last"
+        assert most <= bound, f"{said}; planned {bound:.0f}"
+        assert seconds < LONG_S or late <= early + MAX_GROWTH_MIB, f"memory grows: {said}"
+        return said
 
 
 async def good_answers(server):
@@ -198,18 +210,7 @@ def check_all(server, args):
     assert asyncio.run(good_answers(server)) == described, "the same question has another answer now"
     lost = {how: count for how, count in counts.items() if "no answer" in how or "cut short" in how or "status 5" in how}
     assert not lost, f"the server let clients down: {lost}"
-    return f"{counts.total()} visits; {memory(server, watch, args.seconds)}"
-
-
-def memory(server, watch, seconds):
-    """Memory stays within the plan, and stops growing once the caches are full."""
-    plan = sum(float(re.search(rf"{line}\s+([\d.]+)", server.said())[1]) for line in ("together", "page-locked, at most"))
-    early, late, most = (watch.most_bytes(*share) // MIB for share in ((0.25, 0.5), (0.75, 1), (0, 1)))
-    said = f"{early} MiB at most in the second quarter, {late} MiB in the last; planned {plan:.0f} MiB"
-    assert most <= plan + BESIDE_PLAN_MIB, said
-    if seconds >= LONG_S:
-        assert late <= early + MAX_GROWTH_MIB, f"memory grows: {said}"
-    return said
+    return f"{counts.total()} visits; {watch.check(args.seconds)}"
 
 
 def main():
