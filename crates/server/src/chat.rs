@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use foveal_processor::{AnswerEvent, Tokenizer};
-use foveal_types::{FinishReason, RequestError};
+use foveal_types::{FinishReason, RequestError, SamplingParams};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
@@ -126,7 +126,7 @@ pub fn fuzz_chat_request(body: &[u8]) -> bool {
     let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return false };
     let Ok((own, sampling)) = fields(body) else { return false };
     let checks = [sampling.num_choices(16).is_ok(), sampling.is_stream().is_ok(), logprobs(&own).is_ok()];
-    let params = sampling.apply(&foveal_types::SamplingParams::default());
+    let params = sampling.apply(&SamplingParams::default());
     let messages = crate::chat_request::text_messages(own.messages.unwrap_or_default());
     checks.iter().all(|ok| *ok) && params.is_ok() && messages.is_ok()
 }
@@ -134,6 +134,10 @@ pub fn fuzz_chat_request(body: &[u8]) -> bool {
 /// How many log-probabilities a token is told with.
 fn logprobs(fields: &ChatFields) -> Result<Option<usize>, RequestError> {
     match (fields.logprobs.unwrap_or(false), fields.top_logprobs) {
+        (_, Some(top)) if top > SamplingParams::MAX_LOGPROBS => {
+            let message = format!("`top_logprobs` is {top}; at most {} are told", SamplingParams::MAX_LOGPROBS);
+            Err(RequestError::new("invalid_value", message).at("top_logprobs"))
+        }
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => {

@@ -87,9 +87,14 @@ pub(crate) fn typed<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T
     serde_path_to_error::deserialize(Value::Object(object)).map_err(|error| {
         let path = error.path().to_string();
         let path = if path == "." { String::new() } else { path };
-        mismatch(&path, &error.inner().to_string())
+        // Names in it are the client's; what is said of them stays short.
+        let shown: String = path.chars().take(MAX_PATH_CHARS).collect();
+        mismatch(&shown, &error.inner().to_string())
     })
 }
+
+/// The longest path that an error names.
+const MAX_PATH_CHARS: usize = 128;
 
 /// The deserialiser's finding in words for a client: it knows the type and the path, but speaks of Rust's types.
 fn mismatch(path: &str, found: &str) -> ApiError {
@@ -104,7 +109,8 @@ fn mismatch(path: &str, found: &str) -> ApiError {
         return ApiError::invalid("unknown_parameter", format!("`{path}` isn't known here (`{field}`)")).at(path);
     }
     let expected = found.rsplit_once("expected ").map(|(_, expected)| in_words(expected.trim()));
-    let message = match (found.strip_prefix("invalid type: "), found.strip_prefix("invalid value: "), expected) {
+    let is_type = found.starts_with("invalid type: ") || found.starts_with("invalid length ");
+    let message = match (is_type.then_some(()), found.strip_prefix("invalid value: "), expected) {
         (Some(_), _, Some(expected)) => format!("`{path}` has the wrong type; it must be {expected}"),
         (_, Some(_), Some(expected)) => format!("`{path}` has a value that can't be; it must be {expected}"),
         // What our own types say of themselves.
@@ -160,6 +166,14 @@ mod tests {
             ),
             (sampling(json!({"temperature": "hot"})), "temperature", "a number"),
             (sampling(json!({"max_tokens": -1})), "max_tokens", "a whole number of at least 0"),
+            (chat(json!({"messages": [["user", "x"]]})), "messages[0]", "an object"),
+            (
+                chat(json!({"messages": [{"role": "user", "content": [["text", "x", null]]}]})),
+                "messages[0].content[0]",
+                "an object",
+            ),
+            (chat(json!({"mm_processor_kwargs": []})), "mm_processor_kwargs", "an object"),
+            (sampling(json!({"stream_options": [true]})), "stream_options", "an object"),
             (sampling(json!({"stop": [1]})), "stop[0]", "a text"),
             (sampling(json!({"stream_options": {"x": 1}})), "stream_options.x", "isn't known"),
         ] {

@@ -23,9 +23,10 @@ fn one(tokenizer: &Tokenizer, id: TokenId, logprob: f32) -> TokenLogprob {
 }
 
 impl ChatLogprobs {
-    /// Adds a token, if the engine told its log-probability.
+    /// Adds a token of the text, if the engine told its log-probability: a control token, as the one that ends an answer, has no
+    /// part in it.
     pub(crate) fn push(&mut self, tokenizer: &Tokenizer, token: &TokenOutput) {
-        let Some(logprob) = token.logprob else { return };
+        let Some(logprob) = token.logprob.filter(|_| !tokenizer.is_special(token.token_id)) else { return };
         let top = token.logprobs.iter().flat_map(|best| &best.top);
         self.content.push(ChatTokenLogprob {
             chosen: one(tokenizer, token.token_id, logprob),
@@ -35,9 +36,9 @@ impl ChatLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds a token that begins `offset` characters into the answer, if the engine told its log-probability.
+    /// Adds a token of the text that begins `offset` characters into the answer, if the engine told its log-probability.
     pub(crate) fn push(&mut self, tokenizer: &Tokenizer, token: &TokenOutput, offset: usize) {
-        let Some(logprob) = token.logprob else { return };
+        let Some(logprob) = token.logprob.filter(|_| !tokenizer.is_special(token.token_id)) else { return };
         self.tokens.push(text_of(tokenizer, token.token_id));
         self.token_logprobs.push(finite(logprob));
         let top = token.logprobs.iter().flat_map(|best| &best.top);

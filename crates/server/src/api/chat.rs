@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::object::{self, Object};
 use super::sampling::SamplingFields;
 use super::usage::Usage;
 
@@ -25,6 +26,7 @@ pub(crate) struct ChatFields {
     /// The model's name as `/v1/models` has it; may be left out.
     pub(crate) model: Option<String>,
     /// The chat, oldest message first.
+    #[serde(default, deserialize_with = "object::many")]
     pub(crate) messages: Option<Vec<ChatMessage>>,
     /// Whether each token's log-probability is told.
     pub(crate) logprobs: Option<bool>,
@@ -34,6 +36,7 @@ pub(crate) struct ChatFields {
     #[schema(value_type = Option<Object>)]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
     /// Pixel limits for this request's pictures, inside of the server's.
+    #[serde(default, deserialize_with = "object::one")]
     pub(crate) mm_processor_kwargs: Option<ProcessorKwargs>,
     /// Whether the template opens the assistant's turn; by default it does.
     pub(crate) add_generation_prompt: Option<bool>,
@@ -48,6 +51,7 @@ pub(crate) struct ProcessorKwargs {
     /// Larger pictures are reduced to this many pixels.
     pub(crate) max_pixels: Option<u64>,
     /// The same two numbers in the newer form.
+    #[serde(default, deserialize_with = "object::one")]
     pub(crate) size: Option<PixelSize>,
 }
 
@@ -145,7 +149,7 @@ impl<'de> Deserialize<'de> for MessageContent {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Self::Value, A::Error> {
                 let mut all = Vec::new();
-                while let Some(part) = parts.next_element()? {
+                while let Some(Object(part)) = parts.next_element()? {
                     all.push(part);
                 }
                 Ok(MessageContent::Parts(all))

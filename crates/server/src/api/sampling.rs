@@ -42,6 +42,7 @@ pub(crate) struct SamplingFields {
     /// Whether the answer comes as server-sent events.
     pub(crate) stream: Option<bool>,
     /// What a stream holds besides.
+    #[serde(default, deserialize_with = "super::object::one")]
     pub(crate) stream_options: Option<StreamOptions>,
 }
 

@@ -15,6 +15,7 @@ pub(crate) struct TokenizeRequest {
     /// A text. Control tokens in it are meant as such.
     pub(crate) prompt: Option<String>,
     /// A chat, to which the template is applied.
+    #[serde(default, deserialize_with = "super::object::many")]
     pub(crate) messages: Option<Vec<ChatMessage>>,
     /// Whether the template opens the assistant's turn; by default it does.
     pub(crate) add_generation_prompt: Option<bool>,
