@@ -361,8 +361,10 @@ def too_many_pictures(rng):
 @kind
 def bad_pixel_limits(rng):
     picture = pictures.part(pictures.flat_png(64, 64))
-    limits = rng.choice([{"min_pixels": 0}, {"max_pixels": 1}, {"max_pixels": 1 << 50}, {"min_pixels": 1 << 19, "max_pixels": 4096},
-                         {"size": {"shortest_edge": 1 << 60}}, {"patch_size": 7}, {"size": {"height": 5}}])
+    limits = rng.choice([
+        {"min_pixels": 0}, {"max_pixels": 1}, {"max_pixels": 1 << 50}, {"min_pixels": 1 << 19, "max_pixels": 4096},
+        {"size": {"shortest_edge": 1 << 60}}, {"patch_size": 7}, {"size": {"height": 5}},
+    ])
     return chat([picture], mm_processor_kwargs=limits)
 
 

@@ -34,10 +34,11 @@ PATIENCE_S = 60
 class Served:
     """A running server."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, env=None):
         self.log = tempfile.NamedTemporaryFile(prefix="foveal-serve-", suffix=".log")
         command = [BINARY, "serve", "--device", "cpu", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self.log, "stderr": self.log}
+        self.process = subprocess.Popen(command, env={**os.environ, **(env or {})}, **streams)
         ready = self.wait_for(lambda: re.search(r" on (http://(\S+):(\d+)) is ready", self.said()), "the ready line")
         self.url, self.host, self.port = ready[1], ready[2], int(ready[3])
         self.pid = self.process.pid

@@ -1,4 +1,4 @@
-"""Clients that connect, ask and vanish at random: no leak of blocks, tasks, memory or file handles.
+"""Clients that connect, ask and vanish at random: no leak of blocks, tasks, memory or file handles, and no work for nobody.
 
 vanish.py [--seconds 600] [--clients 64] [--seed 1]
 """
@@ -15,7 +15,7 @@ import time
 
 import pictures
 from checks import report
-from http1 import SILENCE_S, post, respond, stream_text
+from http1 import SILENCE_S, exchange, post, respond, stream_text
 from served import COUNT, COUNTED, DESCRIBE, DESCRIBED, SHAPES, Served
 
 # The program itself, and pictures while they are decoded.
@@ -213,17 +213,53 @@ def check_all(server, args):
     return f"{counts.total()} visits; {watch.check(args.seconds)}"
 
 
+def cpu_until_quiet(server, work):
+    """The processor's time that the server takes for something, and after it until it rests."""
+    before = server.cpu_seconds()
+    work(before)
+    last = None
+    while (now := server.cpu_seconds()) != last:
+        last = now
+        time.sleep(0.5)
+    return now - before
+
+
+def check_preparation():
+    """Who leaves while pictures are decoded is not worked for any further: the rest of them is never decoded."""
+    # Together just below what a request's pictures may decode to; the model sees them small.
+    large = [pictures.flat_png(5000, 4000, (30 * i, 0, 0)) for i in range(8)]
+    body = {"messages": pictures.question(DESCRIBE, *large), "max_tokens": 1, "mm_processor_kwargs": {"max_pixels": 4096}}
+    raw = post("/v1/chat/completions", body)
+    # One after another, on any machine.
+    with Served("--preprocess-threads", "1", "--threads", "1", env={"RAYON_NUM_THREADS": "1"}) as server:
+        whole = cpu_until_quiet(server, lambda _: asyncio.run(exchange(server, raw)))
+
+        def leave(before):
+            with socket.create_connection((server.host, server.port)) as connection:
+                connection.sendall(raw)
+                while server.cpu_seconds() < before + 0.25 * whole:
+                    time.sleep(0.01)
+
+        left = cpu_until_quiet(server, leave)
+        server.check_left_clean()
+    said = f"{left:.1f} s of CPU instead of {whole:.1f} s"
+    assert left < 0.7 * whole, said
+    return said
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with Served("--max-num-seqs", str(args.clients)) as server:
+    # As many answers side by side as there are clients, in a KV cache that they fill: some make room for others.
+    with Served("--max-num-seqs", str(args.clients), "--kv-cache-memory-bytes", str(64 << 20)) as server:
         passed = [
             report(f"vanish: {args.clients} clients for {args.seconds:.0f} s", lambda: check_all(server, args)),
             report("vanish: the server is idle again and its log clean", server.check_left_clean),
         ]
+    passed.append(report("vanish: while pictures are prepared", check_preparation))
     sys.exit(0 if all(passed) else 1)
 
 
