@@ -18,10 +18,11 @@ mod turns;
 pub use context::{Machine, Options, Scale};
 pub use table::{Header, Idea, Line, Outcome, Spread, Table};
 
+use clap::ValueEnum;
 use context::Context;
 
 /// A part of the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Section {
     /// What the tower derives from a picture's size: found in its cache, or derived anew.
     Rope,

@@ -18,7 +18,7 @@ struct Args {
     model: PathBuf,
     /// Sections, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', default_value = "rope,pinned,fused,text,graphs,overlap")]
-    section: Vec<What>,
+    section: Vec<Section>,
     /// auto takes the GPU if there is one; all measures on the CPU, too
     #[arg(long, value_enum, default_value = "auto")]
     device: Where,
@@ -43,22 +43,6 @@ struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum What {
-    /// What the tower derives from a picture's size
-    Rope,
-    /// Copies to a GPU
-    Pinned,
-    /// Rounding to FP8
-    Fused,
-    /// Text alone
-    Text,
-    /// CUDA graphs, by a whole engine
-    Graphs,
-    /// Running ahead, by a whole engine
-    Overlap,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum Where {
     Auto,
     Cpu,
@@ -70,19 +54,6 @@ enum Where {
 enum Format {
     Auto,
     Dummy,
-}
-
-impl From<What> for Section {
-    fn from(what: What) -> Self {
-        match what {
-            What::Rope => Self::Rope,
-            What::Pinned => Self::Pinned,
-            What::Fused => Self::Fused,
-            What::Text => Self::Text,
-            What::Graphs => Self::Graphs,
-            What::Overlap => Self::Overlap,
-        }
-    }
 }
 
 impl Args {
@@ -109,12 +80,11 @@ fn main() -> anyhow::Result<()> {
         Format::Dummy => LoadFormat::Dummy { seed: LoadFormat::DUMMY_SEED },
     };
     let options = Options { model: args.model.clone(), load_format, form, scale: Scale::Full };
-    let sections: Vec<Section> = args.section.iter().copied().map(Section::from).collect();
     let machines = args.machines()?;
     let header = Header { commit: args.commit.clone(), model: args.model.display().to_string() };
     let mut table = Table::new(header, args.json.clone());
     for machine in machines {
-        run(machine, &options, &sections, &mut table)?;
+        run(machine, &options, &args.section, &mut table)?;
     }
     ensure!(table.num_failed() == 0, "{} rows could not be measured", table.num_failed());
     Ok(())

@@ -42,14 +42,23 @@ pub(super) fn fused(context: &Context<'_>, table: &mut Table) -> anyhow::Result<
 
 /// An operator with its operands.
 trait Fusion {
-    /// One launch; `call` is its number.
-    fn fused(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()>;
-    /// The same as two.
-    fn apart(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()>;
-    /// What it has rounded.
-    fn rounded(&self) -> RoundedRows<'_>;
+    /// One launch, which rounds its result or leaves that; `call` is its number.
+    fn run(&mut self, stream: &Stream, call: usize, is_fused: bool) -> anyhow::Result<()>;
+    /// What it writes into.
+    fn out(&mut self) -> &mut Outputs;
     /// What else it has written.
     fn kept(&self) -> Option<&Tensor>;
+
+    /// All in one launch.
+    fn fused(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()> {
+        self.run(stream, call, true)
+    }
+
+    /// The same as two.
+    fn apart(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()> {
+        self.run(stream, call, false)?;
+        self.out().round(stream, call)
+    }
 }
 
 /// How many operands of a kind there are.
@@ -74,7 +83,7 @@ fn compare<F: Fusion>(
     if let Some((a, b)) = one.kept().zip(other.kept()) {
         ensure_same("the residual", a, b)?;
     }
-    let equal = one.rounded().compare(&other.rounded(), device)?;
+    let equal = one.out().rounded().compare(&other.out().rounded(), device)?;
     drop((one, other));
     let mut operands = make(Turns::Many)?;
     let times = match &context.machine {
@@ -162,7 +171,9 @@ impl Norm {
             out: Outputs::new(context, turns, dims)?,
         })
     }
+}
 
+impl Fusion for Norm {
     fn run(&mut self, stream: &Stream, call: usize, is_fused: bool) -> anyhow::Result<()> {
         let Outputs { float, values, scales } = &mut self.out;
         let (quantize, out) = match is_fused {
@@ -183,20 +194,9 @@ impl Norm {
         };
         Ok(add_norm(stream, args)?)
     }
-}
 
-impl Fusion for Norm {
-    fn fused(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()> {
-        self.run(stream, call, true)
-    }
-
-    fn apart(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()> {
-        self.run(stream, call, false)?;
-        self.out.round(stream, call)
-    }
-
-    fn rounded(&self) -> RoundedRows<'_> {
-        self.out.rounded()
+    fn out(&mut self) -> &mut Outputs {
+        &mut self.out
     }
 
     fn kept(&self) -> Option<&Tensor> {
@@ -215,7 +215,9 @@ impl SwiGlu {
         let gate_up = operand(context, turns, &[n, 2 * inner])?;
         Ok(Self { gate_up, out: Outputs::new(context, turns, [n, inner])? })
     }
+}
 
+impl Fusion for SwiGlu {
     fn run(&mut self, stream: &Stream, call: usize, is_fused: bool) -> anyhow::Result<()> {
         let Outputs { float, values, scales } = &mut self.out;
         let (quantize, out) = match is_fused {
@@ -225,20 +227,9 @@ impl SwiGlu {
         let gate_up = self.gate_up.view(call)?;
         Ok(gated(stream, Gated { gate_up, scales: None, kind: Activation::Silu, quantize, out })?)
     }
-}
 
-impl Fusion for SwiGlu {
-    fn fused(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()> {
-        self.run(stream, call, true)
-    }
-
-    fn apart(&mut self, stream: &Stream, call: usize) -> anyhow::Result<()> {
-        self.run(stream, call, false)?;
-        self.out.round(stream, call)
-    }
-
-    fn rounded(&self) -> RoundedRows<'_> {
-        self.out.rounded()
+    fn out(&mut self) -> &mut Outputs {
+        &mut self.out
     }
 
     fn kept(&self) -> Option<&Tensor> {

@@ -147,7 +147,7 @@ impl Client {
     /// Follows redirects, wherever they lead.
     pub(crate) fn get(&self, uri: &Uri, range: Option<&str>) -> Result<Answer, Failure> {
         let mut uri = uri.clone();
-        for _ in 0..=MAX_REDIRECTS {
+        for _ in hops() {
             let response = self.send(&Method::GET, &uri, range)?;
             if !response.status().is_redirection() {
                 return Ok(Answer { response, uri });

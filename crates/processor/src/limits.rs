@@ -54,6 +54,14 @@ impl Limits {
         Ok(())
     }
 
+    /// Checks the length of a request's text.
+    pub(crate) fn check_text(&self, len_bytes: usize) -> Result<(), ProcessorError> {
+        if len_bytes > self.max_text_bytes {
+            return Err(ProcessorError::TooMuchText { len_bytes, max_bytes: self.max_text_bytes });
+        }
+        Ok(())
+    }
+
     /// Checks the sum over a request.
     pub(crate) fn check_decoded(&self, decoded_bytes: u64) -> Result<(), ProcessorError> {
         if decoded_bytes > self.max_total_decoded_bytes {

@@ -133,8 +133,17 @@ impl Processor {
         self.request(prompt, images, sampling)
     }
 
-    /// Positions a prompt without a chat: the tokens as they are. [`Tokenizer::encode`] gives them for text of one's own, in
-    /// which control tokens are meant as such.
+    /// The tokens of a whole prompt without a chat, in which control tokens are meant as such: [`Tokenizer::encode`] within the
+    /// limit on text.
+    ///
+    /// # Errors
+    /// [`ProcessorError::TooMuchText`], and as [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<TokenId>, ProcessorError> {
+        self.settings.limits.check_text(text.len())?;
+        self.tokenizer.encode(text)
+    }
+
+    /// Positions a prompt without a chat: the tokens as they are, as [`Processor::encode_prompt`] gives them.
     ///
     /// # Errors
     /// An empty prompt, one that doesn't fit the model, and one with a token that stands for a picture.
@@ -201,10 +210,7 @@ impl Processor {
     /// The tokens of the whole chat, checked against the model's length.
     fn prompt(&self, chat: &ChatRequest, expansions: &[Expansion]) -> Result<Prompt, ProcessorError> {
         let strings = strings_of(chat);
-        let (len_bytes, max_bytes) = (strings.iter().map(|s| s.len()).sum(), self.settings.limits.max_text_bytes);
-        if len_bytes > max_bytes {
-            return Err(ProcessorError::TooMuchText { len_bytes, max_bytes });
-        }
+        self.settings.limits.check_text(strings.iter().map(|s| s.len()).sum())?;
         let mut used = UsedMarkers::new();
         self.template.for_each_source(|source| used.note(source));
         strings.iter().for_each(|s| used.note(s));

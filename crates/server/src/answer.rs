@@ -8,7 +8,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use foveal_processor::AnswerEvent;
-use futures_util::Stream;
+use futures_util::StreamExt as _;
 use futures_util::stream::unfold;
 use serde::Serialize;
 
@@ -42,14 +42,23 @@ pub(crate) trait Format: Send + 'static {
     fn whole(self, usage: Usage) -> Self::Body;
 }
 
-/// A request that the engine has.
-pub(crate) struct Running<F> {
+/// A request that the engine has been given, and how its answer is sent.
+pub(crate) struct Begun<F> {
     pub(crate) choices: Choices,
     pub(crate) format: F,
-    pub(crate) record: Record,
+    pub(crate) admission: Admission,
+    /// None: whole.
+    pub(crate) stream: Option<StreamUsage>,
+}
+
+/// A request that the engine has.
+struct Running<F> {
+    choices: Choices,
+    format: F,
+    record: Record,
     /// Held until the answer has ended.
     #[expect(dead_code, reason = "only its end matters")]
-    pub(crate) admission: Admission,
+    admission: Admission,
 }
 
 /// What a stream holds besides the answers.
@@ -61,6 +70,23 @@ pub(crate) struct StreamUsage {
     pub(crate) in_every_chunk: bool,
 }
 
+/// Sends the answer, or what kept the request from beginning.
+pub(crate) async fn respond<F: Format>(begun: Result<Begun<F>, ApiError>, mut record: Record) -> Response {
+    match begun {
+        Ok(Begun { choices, format, admission, stream }) => {
+            let running = Running { choices, format, record, admission };
+            match stream {
+                Some(usage) => running.stream(usage),
+                None => running.whole().await,
+            }
+        }
+        Err(error) => {
+            record.failed(error.status.as_u16());
+            error.into_response()
+        }
+    }
+}
+
 impl<F: Format> Running<F> {
     async fn next(&mut self) -> Option<Result<(usize, AnswerEvent), ApiError>> {
         let ChoiceEvent { index, event } = self.choices.next().await?;
@@ -69,14 +95,14 @@ impl<F: Format> Running<F> {
                 match &event {
                     AnswerEvent::Prefill { .. } => self.record.begun(),
                     AnswerEvent::Token { .. } => self.record.token(),
-                    AnswerEvent::Finished { reason, .. } => self.record.finished(*reason, self.choices.usages()),
+                    AnswerEvent::Finished { reason, .. } => self.record.finished(*reason, self.choices.usage()),
                     _ => {}
                 }
                 Ok((index, event))
             }
             Err(error) => {
                 let error = ApiError::from(error);
-                self.record.counts(self.choices.usages());
+                self.record.counts(self.choices.usage());
                 self.record.failed(error.status.as_u16());
                 Err(error)
             }
@@ -84,29 +110,26 @@ impl<F: Format> Running<F> {
     }
 
     /// The whole answer in one piece.
-    pub(crate) async fn whole(mut self) -> Response {
+    async fn whole(mut self) -> Response {
         while let Some(next) = self.next().await {
             match next {
                 Ok((index, event)) => self.format.collect(index, event),
                 Err(error) => return error.into_response(),
             }
         }
-        let usage = Usage::of(self.choices.usages());
+        let usage = Usage::from(self.choices.usage());
         Json(self.format.whole(usage)).into_response()
     }
 
     /// The answer as events.
-    pub(crate) fn stream(self, usage: StreamUsage) -> Response {
+    fn stream(self, usage: StreamUsage) -> Response {
         let events = unfold(Stage::Answers(Box::new(self)), move |stage| stage.step(usage));
-        let sse = Sse::new(events_of(events)).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive"));
+        let sse = Sse::new(events.map(Ok::<_, Infallible>))
+            .keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("keep-alive"));
         // Nginx holds streams back unless it is told not to.
         let unbuffered = (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
         ([unbuffered], sse).into_response()
     }
-}
-
-fn events_of(events: impl Stream<Item = Event>) -> impl Stream<Item = Result<Event, Infallible>> {
-    futures_util::StreamExt::map(events, Ok)
 }
 
 /// Where a stream is.
@@ -130,14 +153,14 @@ impl<F: Format> Stage<F> {
                 Some(Ok((index, event))) => {
                     let Some(mut body) = running.format.chunk(index, event) else { continue };
                     if usage.in_every_chunk {
-                        body = F::with_usage(body, Usage::of(running.choices.usages()));
+                        body = F::with_usage(body, Usage::from(running.choices.usage()));
                     }
                     return Some((event_of(&body), Self::Answers(running)));
                 }
                 // The other answers are cancelled as the request is dropped.
                 Some(Err(error)) => return Some((event_of(&error.body()), Self::Done)),
                 None if usage.at_end => {
-                    let body = running.format.usage(Usage::of(running.choices.usages()));
+                    let body = running.format.usage(Usage::from(running.choices.usage()));
                     return Some((event_of(&body), Self::Done));
                 }
                 None => return Some((Event::default().data("[DONE]"), Self::Ended)),

@@ -1,24 +1,24 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use foveal_processor::{AnswerEvent, Tokenizer};
 use foveal_types::{FinishReason, RequestError, SamplingParams};
-use serde_json::{Map, Value};
-use std::sync::Arc;
+use serde_json::Value;
 
-use crate::answer::{Format, Running, StreamUsage};
+use crate::answer::{Begun, Format, respond};
 use crate::api::chat::{AssistantMessage, ChatChoice, ChatCompletion, ChatCompletionRequest, ChatFields, ChatLogprobs};
-use crate::api::sampling::SamplingFields;
 use crate::api::usage::Usage;
 use crate::chat_request::{chat_request, has_pictures};
 use crate::choices::Choices;
 use crate::config::ServedModel;
 use crate::error::{ApiError, ErrorBody};
-use crate::json_body::{read_object, typed};
+use crate::json_body::read_object;
 use crate::parameters::Endpoint;
 use crate::record::Record;
 use crate::request_id::RequestId;
@@ -41,28 +41,20 @@ pub(crate) async fn chat_completions(
     body: Body,
 ) -> Response {
     let mut record = Record::new(id.clone(), "/v1/chat/completions", state.metrics.clone());
-    match begin(&state, &id, &headers, body, &mut record).await {
-        Ok(Begun { choices, format, admission, stream }) => {
-            let running = Running { choices, format, record, admission };
-            match stream {
-                Some(usage) => running.stream(usage),
-                None => running.whole().await,
-            }
-        }
-        Err(error) => {
-            record.failed(error.status.as_u16());
-            error.into_response()
-        }
-    }
+    let begun = begin(&state, &id, &headers, body, &mut record).await;
+    respond(begun, record).await
 }
 
-/// What a request comes to before its answer does.
-struct Begun {
-    choices: Choices,
-    format: ChatFormat,
-    admission: crate::state::Admission,
-    stream: Option<StreamUsage>,
-}
+/// What a chat's request has of its own.
+const OWN: &[&str] = &[
+    "model",
+    "messages",
+    "logprobs",
+    "top_logprobs",
+    "chat_template_kwargs",
+    "mm_processor_kwargs",
+    "add_generation_prompt",
+];
 
 async fn begin(
     state: &AppState,
@@ -70,21 +62,21 @@ async fn begin(
     headers: &HeaderMap,
     body: Body,
     record: &mut Record,
-) -> Result<Begun, ApiError> {
+) -> Result<Begun<ChatFormat>, ApiError> {
     let admission = state.admit()?;
     let body = read_object(headers, body, state.body_limits()).await?;
     let model = state.ready()?;
-    let (fields, sampling) = fields(body)?;
+    let (fields, sampling): (ChatFields, _) = Endpoint::Chat.fields(body, OWN)?;
     model.check_name(fields.model.as_deref())?;
     let num_choices = sampling.num_choices(state.config.max_choices)?;
-    let is_stream = sampling.is_stream()?;
+    let stream = sampling.stream_usage()?;
     let mut params = sampling.apply(&model.default_sampling)?;
     params.logprobs = logprobs(&fields)?;
     params.validate()?;
 
     let preparation =
         if has_pictures(fields.messages.as_deref().unwrap_or_default()) { &state.pictures } else { &state.text };
-    let (served, fetcher) = (model.clone(), Arc::clone(&state.fetcher));
+    let (served, fetcher) = (model.clone(), state.fetcher.clone());
     let request = preparation
         .run(move |cancelled: &Cancelled| {
             let ServedModel { processor, engine, .. } = &served;
@@ -96,27 +88,7 @@ async fn begin(
     let has_logprobs = request.sampling.logprobs.is_some();
     let choices = Choices::start(model, Vec::from_iter(Some(request)), num_choices)?;
     let format = ChatFormat::new(id, model, num_choices, has_logprobs);
-    let stream = is_stream.then(|| {
-        let (at_end, in_every_chunk) = sampling.stream_usage();
-        StreamUsage { at_end, in_every_chunk }
-    });
     Ok(Begun { choices, format, admission, stream })
-}
-
-/// The two halves of a request.
-pub(crate) fn fields(mut body: Map<String, Value>) -> Result<(ChatFields, SamplingFields), ApiError> {
-    Endpoint::Chat.sift(&mut body)?;
-    const OWN: &[&str] = &[
-        "model",
-        "messages",
-        "logprobs",
-        "top_logprobs",
-        "chat_template_kwargs",
-        "mm_processor_kwargs",
-        "add_generation_prompt",
-    ];
-    let (own, shared) = body.into_iter().partition(|(name, _)| OWN.contains(&name.as_str()));
-    Ok((typed(own)?, typed(shared)?))
 }
 
 /// Whether a body is a chat that can be asked about, as far as that is known before its pictures are fetched; for fuzzing.
@@ -124,8 +96,8 @@ pub(crate) fn fields(mut body: Map<String, Value>) -> Result<(ChatFields, Sampli
 #[must_use]
 pub fn fuzz_chat_request(body: &[u8]) -> bool {
     let Ok(Value::Object(body)) = serde_json::from_slice(body) else { return false };
-    let Ok((own, sampling)) = fields(body) else { return false };
-    let checks = [sampling.num_choices(16).is_ok(), sampling.is_stream().is_ok(), logprobs(&own).is_ok()];
+    let Ok((own, sampling)) = Endpoint::Chat.fields::<ChatFields>(body, OWN) else { return false };
+    let checks = [sampling.num_choices(16).is_ok(), sampling.stream_usage().is_ok(), logprobs(&own).is_ok()];
     let params = sampling.apply(&SamplingParams::default());
     let messages = crate::chat_request::text_messages(own.messages.unwrap_or_default());
     checks.iter().all(|ok| *ok) && params.is_ok() && messages.is_ok()

@@ -1,7 +1,5 @@
 //! A chat as it was sent to a chat as the processor takes it, pictures fetched on the way.
 
-use std::sync::Arc;
-
 use foveal_fetch::Fetcher;
 use foveal_processor::{ChatRequest, Content, ContentPart, ImageInput, ImagePixels, Limits, Message, Role};
 use serde_json::{Map, Value};
@@ -25,7 +23,7 @@ pub(crate) fn chat_request(
 ) -> Result<ChatRequest, ApiError> {
     let pixels = fields.mm_processor_kwargs.map_or(Ok(ImagePixels::default()), image_pixels)?;
     let mut pictures = Pictures { fetcher, limits, is_cancelled, num_pictures: 0 };
-    let messages = messages(fields.messages.unwrap_or_default(), &mut pictures)?;
+    let messages = messages(fields.messages.unwrap_or_default(), &mut |url, at| pictures.get(url, at))?;
     Ok(ChatRequest {
         add_generation_prompt: fields.add_generation_prompt.unwrap_or(true),
         template_kwargs: fields.chat_template_kwargs.unwrap_or_default(),
@@ -36,12 +34,11 @@ pub(crate) fn chat_request(
 
 /// The messages of a chat without pictures; the first picture is refused.
 pub(crate) fn text_messages(messages_sent: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
-    if has_pictures(&messages_sent) {
+    let refused = |_: &str, _: &str| {
         let message = "pictures aren't tokenised here; a chat's usage counts their tokens";
-        return Err(ApiError::invalid("invalid_value", message).at("messages"));
-    }
-    let none = |_: &str, at: &str| Err(ApiError::invalid("invalid_value", "no picture is taken here").at(at));
-    messages_with(messages_sent, &mut { none })
+        Err(ApiError::invalid("invalid_value", message).at("messages"))
+    };
+    messages(messages_sent, &mut { refused })
 }
 
 /// Where pictures' bytes come from.
@@ -73,11 +70,7 @@ impl Pictures<'_> {
     }
 }
 
-fn messages(messages: Vec<ChatMessage>, pictures: &mut Pictures<'_>) -> Result<Vec<Message>, ApiError> {
-    messages_with(messages, &mut |url, at| pictures.get(url, at))
-}
-
-fn messages_with(
+fn messages(
     messages: Vec<ChatMessage>,
     picture: &mut dyn FnMut(&str, &str) -> Result<ImageInput, ApiError>,
 ) -> Result<Vec<Message>, ApiError> {
@@ -169,9 +162,6 @@ fn image_pixels(kwargs: ProcessorKwargs) -> Result<ImagePixels, ApiError> {
         max: one("max_pixels", kwargs.max_pixels, size.longest_edge)?,
     })
 }
-
-/// A fetcher's shared form.
-pub(crate) type SharedFetcher = Arc<Fetcher>;
 
 #[cfg(test)]
 mod tests {

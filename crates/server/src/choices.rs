@@ -67,9 +67,15 @@ impl Choices {
         Some(ChoiceEvent { index, event })
     }
 
-    /// The counts of each answer so far.
-    pub(crate) fn usages(&self) -> &[Usage] {
-        &self.usages
+    /// The counts so far of all answers to a prompt, which counts once. What the first answer found in the cache is what the prompt
+    /// found there: the others find what the first has computed.
+    pub(crate) fn usage(&self) -> Usage {
+        let Some(first) = self.usages.first() else { return Usage::default() };
+        Usage {
+            completion_tokens: self.usages.iter().map(|usage| usage.completion_tokens).sum(),
+            cached_tokens: self.usages.iter().map(|usage| usage.cached_tokens).min().unwrap_or_default(),
+            ..*first
+        }
     }
 }
 

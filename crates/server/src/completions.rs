@@ -6,26 +6,24 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use foveal_processor::{AnswerEvent, Processor, Tokenizer};
-use foveal_types::{FinishReason, PreparedRequest, RequestError, SamplingParams, TokenId};
-use serde_json::{Map, Value};
+use foveal_types::{FinishReason, PreparedRequest, SamplingParams, TokenId};
 
 use crate::FINGERPRINT;
-use crate::answer::{Format, Running, StreamUsage};
+use crate::answer::{Begun, Format, respond};
 use crate::api::completion::{
     Completion, CompletionChoice, CompletionFields, CompletionLogprobs, CompletionRequest, Prompt, Prompts,
 };
-use crate::api::sampling::SamplingFields;
 use crate::api::usage::Usage;
 use crate::choices::Choices;
 use crate::config::ServedModel;
 use crate::error::{ApiError, ErrorBody};
-use crate::json_body::{read_object, typed};
+use crate::json_body::read_object;
 use crate::parameters::Endpoint;
 use crate::record::Record;
 use crate::request_id::RequestId;
-use crate::state::{Admission, AppState, unix_seconds};
+use crate::state::{AppState, unix_seconds};
 
 /// Continues a text.
 #[utoipa::path(
@@ -43,22 +41,12 @@ pub(crate) async fn completions(
     body: Body,
 ) -> Response {
     let mut record = Record::new(id.clone(), "/v1/completions", state.metrics.clone());
-    match begin(&state, &id, &headers, body, &mut record).await {
-        Ok((choices, format, admission, stream)) => {
-            let running = Running { choices, format, record, admission };
-            match stream {
-                Some(usage) => running.stream(usage),
-                None => running.whole().await,
-            }
-        }
-        Err(error) => {
-            record.failed(error.status.as_u16());
-            error.into_response()
-        }
-    }
+    let begun = begin(&state, &id, &headers, body, &mut record).await;
+    respond(begun, record).await
 }
 
-type Begun = (Choices, CompletionFormat, Admission, Option<StreamUsage>);
+/// What a completion's request has of its own.
+const OWN: &[&str] = &["model", "prompt", "logprobs"];
 
 async fn begin(
     state: &AppState,
@@ -66,14 +54,14 @@ async fn begin(
     headers: &HeaderMap,
     body: Body,
     record: &mut Record,
-) -> Result<Begun, ApiError> {
+) -> Result<Begun<CompletionFormat>, ApiError> {
     let admission = state.admit()?;
     let body = read_object(headers, body, state.body_limits()).await?;
     let model = state.ready()?;
-    let (fields, sampling) = fields(body)?;
+    let (fields, sampling): (CompletionFields, _) = Endpoint::Completion.fields(body, OWN)?;
     model.check_name(fields.model.as_deref())?;
     let copies = sampling.num_choices(state.config.max_choices)?;
-    let is_stream = sampling.is_stream()?;
+    let stream = sampling.stream_usage()?;
     let mut params = sampling.apply(&model.default_sampling)?;
     params.logprobs = fields.logprobs;
     // OpenAI's default for this endpoint, as old as it is: whoever wants more says so.
@@ -93,11 +81,7 @@ async fn begin(
     let has_logprobs = fields.logprobs.is_some();
     let choices = Choices::start(model, requests, copies)?;
     let format = CompletionFormat::new(id, model, num_choices, has_logprobs);
-    let stream = is_stream.then(|| {
-        let (at_end, in_every_chunk) = sampling.stream_usage();
-        StreamUsage { at_end, in_every_chunk }
-    });
-    Ok((choices, format, admission, stream))
+    Ok(Begun { choices, format, admission, stream })
 }
 
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -106,25 +90,10 @@ const MAX_PROMPTS: usize = 128;
 
 fn prepare(processor: &Processor, prompt: Prompt, params: &SamplingParams) -> Result<PreparedRequest, ApiError> {
     let ids = match prompt {
-        Prompt::Text(text) => {
-            let (len_bytes, max_bytes) = (text.len(), processor.limits().max_text_bytes);
-            if len_bytes > max_bytes {
-                let message = format!("{len_bytes} bytes of text; at most {max_bytes} are taken");
-                return Err(RequestError::new("text_too_large", message).into());
-            }
-            processor.tokenizer().encode(&text)?
-        }
+        Prompt::Text(text) => processor.encode_prompt(&text)?,
         Prompt::Tokens(ids) => ids.into_iter().map(TokenId).collect(),
     };
     Ok(processor.prepare_tokens(ids, params.clone())?)
-}
-
-/// The two halves of a request.
-fn fields(mut body: Map<String, Value>) -> Result<(CompletionFields, SamplingFields), ApiError> {
-    Endpoint::Completion.sift(&mut body)?;
-    let (own, shared) =
-        body.into_iter().partition(|(name, _)| matches!(name.as_str(), "model" | "prompt" | "logprobs"));
-    Ok((typed(own)?, typed(shared)?))
 }
 
 /// Writes answers as OpenAI's texts.

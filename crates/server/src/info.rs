@@ -82,14 +82,7 @@ pub(crate) async fn tokenize(
 fn tokens(model: &ServedModel, request: TokenizeRequest) -> Result<Tokens, ApiError> {
     let processor = &model.processor;
     let ids = match (request.prompt, request.messages) {
-        (Some(prompt), None) => {
-            let (len_bytes, max_bytes) = (prompt.len(), processor.limits().max_text_bytes);
-            if len_bytes > max_bytes {
-                let message = format!("{len_bytes} bytes of text; at most {max_bytes} are taken");
-                return Err(ApiError::invalid("text_too_large", message).at("prompt"));
-            }
-            processor.tokenizer().encode(&prompt)?
-        }
+        (Some(prompt), None) => processor.encode_prompt(&prompt).map_err(|error| ApiError::from(error).at("prompt"))?,
         (None, Some(messages)) => {
             let chat = ChatRequest {
                 add_generation_prompt: request.add_generation_prompt.unwrap_or(true),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use foveal_engine::EngineStats;
 use foveal_types::Usage;
+use metrics::Histogram;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Counts and times of requests, and what renders them. Cheap to clone.
@@ -18,6 +19,8 @@ pub(crate) struct Metrics {
     last: Arc<Mutex<EngineStats>>,
     model: Arc<OnceLock<String>>,
     num_tokens: Arc<AtomicU64>,
+    /// The one histogram of every token, looked up once.
+    between_tokens: Arc<OnceLock<Histogram>>,
 }
 
 /// What is known of a request that has ended.
@@ -62,7 +65,13 @@ impl Metrics {
                 None
             }
         });
-        Self { handle: handle.clone(), last: Arc::default(), model: Arc::default(), num_tokens: Arc::default() }
+        Self {
+            handle: handle.clone(),
+            last: Arc::default(),
+            model: Arc::default(),
+            num_tokens: Arc::default(),
+            between_tokens: Arc::default(),
+        }
     }
 
     /// The label that vLLM's names carry.
@@ -103,7 +112,8 @@ impl Metrics {
 
     /// A request's next token came this long after the one before.
     pub(crate) fn next_token(&self, after: Duration) {
-        self.time(ITL, after);
+        let histogram = self.between_tokens.get_or_init(|| metrics::histogram!(ITL, &self.labels()));
+        histogram.record(after.as_secs_f64());
     }
 
     /// A request has ended, one way or another.

@@ -1,8 +1,11 @@
 //! The three lists: every parameter that a client may send is honoured, taken without effect, or refused by name.
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::api::sampling::SamplingFields;
 use crate::error::ApiError;
+use crate::json_body::typed;
 
 /// What happens to a parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +113,17 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
+    /// A body's honoured parameters: those of the endpoint's own, by their names, and those that both endpoints have.
+    pub(crate) fn fields<T: DeserializeOwned>(
+        self,
+        mut body: Map<String, Value>,
+        own: &[&str],
+    ) -> Result<(T, SamplingFields), ApiError> {
+        self.sift(&mut body)?;
+        let (own, shared) = body.into_iter().partition(|(name, _)| own.contains(&name.as_str()));
+        Ok((typed(own)?, typed(shared)?))
+    }
+
     /// Every known parameter.
     pub(crate) fn parameters(self) -> impl Iterator<Item = Parameter> {
         let own = match self {

@@ -76,19 +76,14 @@ impl Record {
     }
 
     /// One of the answers is complete.
-    pub(crate) fn finished(&mut self, reason: FinishReason, usages: &[Usage]) {
+    pub(crate) fn finished(&mut self, reason: FinishReason, usage: Usage) {
         self.outcome = Outcome::Finished(reason);
-        self.counts(usages);
+        self.counts(usage);
     }
 
     /// The counts so far.
-    pub(crate) fn counts(&mut self, usages: &[Usage]) {
-        let Some(first) = usages.first() else { return };
-        self.usage = Usage {
-            completion_tokens: usages.iter().map(|usage| usage.completion_tokens).sum(),
-            cached_tokens: usages.iter().map(|usage| usage.cached_tokens).min().unwrap_or_default(),
-            ..*first
-        };
+    pub(crate) fn counts(&mut self, usage: Usage) {
+        self.usage = usage;
     }
 
     /// The request ended with an error.
@@ -100,16 +95,13 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let total = self.arrived.elapsed();
-        let reason = match self.outcome {
-            Outcome::Gone => "abort",
-            Outcome::Finished(reason) => reason.as_str(),
-            Outcome::Failed(_) => "error",
+        let (reason, status) = match self.outcome {
+            Outcome::Gone => ("abort", 499),
+            Outcome::Finished(reason) => (reason.as_str(), 200),
+            Outcome::Failed(status) => ("error", status),
         };
-        let status = match self.outcome {
-            Outcome::Gone => 499,
-            Outcome::Finished(_) => 200,
-            Outcome::Failed(status) => status,
-        };
+        let between = |end: Option<Duration>, start: Option<Duration>| Some(end?.saturating_sub(start?));
+        let queued = between(self.begun, self.prepared);
         let Usage { prompt_tokens, image_tokens, cached_tokens, completion_tokens, .. } = self.usage;
         let ms = |time: Option<Duration>| time.map(|time| (time.as_secs_f64() * 1e4).round() / 10.0);
         tracing::info!(
@@ -122,21 +114,18 @@ impl Drop for Record {
             cached_tokens,
             completion_tokens,
             prepare_ms = ms(self.prepared),
-            queue_ms = ms(self.begun.map(|begun| begun.saturating_sub(self.prepared.unwrap_or_default()))),
+            queue_ms = ms(queued),
             ttft_ms = ms(self.first_token),
             total_ms = ms(Some(total)),
             "request"
         );
-        let queued = self.begun.zip(self.prepared).map(|(begun, prepared)| begun.saturating_sub(prepared));
-        let prefill = self.first_token.zip(self.begun).map(|(first, begun)| first.saturating_sub(begun));
-        let decode = self.last_token.zip(self.first_token).map(|(last, first)| last.saturating_sub(first));
         self.metrics.ended(&crate::metrics::Ended {
             reason,
             usage: self.usage,
             prepare: self.prepared,
             queued,
-            prefill,
-            decode,
+            prefill: between(self.first_token, self.begun),
+            decode: between(self.last_token, self.first_token),
             total,
         });
     }

@@ -78,7 +78,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`]: the address is taken or isn't this machine's; the folder of local media isn't there.
     pub async fn bind(address: &str, config: ServerConfig) -> Result<Self, ServerError> {
-        let fetcher = Arc::new(Fetcher::new(config.media.clone())?);
+        let fetcher = Fetcher::new(config.media.clone())?;
         let failed = |error: io::Error| ServerError::Listen { address: address.to_owned(), reason: error.to_string() };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         Ok(Self { listener, handle: ServerHandle(AppState::new(config, fetcher, Metrics::install())) })

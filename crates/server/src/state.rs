@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::chat_request::SharedFetcher;
+use foveal_fetch::Fetcher;
+
 use crate::config::{ServedModel, ServerConfig};
 use crate::error::ApiError;
 use crate::json_body::BodyLimits;
@@ -18,7 +19,7 @@ pub(crate) struct AppState(Arc<Shared>);
 /// The parts of [`AppState`].
 pub(crate) struct Shared {
     pub(crate) config: ServerConfig,
-    pub(crate) fetcher: SharedFetcher,
+    pub(crate) fetcher: Fetcher,
     /// Requests with pictures: bounded by cores.
     pub(crate) pictures: Preparation,
     /// Requests of text alone: a moment each, so they never wait behind pictures.
@@ -55,7 +56,7 @@ pub(crate) const FINGERPRINT: &str = concat!("foveal-", env!("CARGO_PKG_VERSION"
 const TEXT_QUEUE_FACTOR: usize = 4;
 
 impl AppState {
-    pub(crate) fn new(config: ServerConfig, fetcher: SharedFetcher, metrics: Metrics) -> Self {
+    pub(crate) fn new(config: ServerConfig, fetcher: Fetcher, metrics: Metrics) -> Self {
         let pictures = Preparation::new(config.preprocess_threads, config.max_preparing);
         let text = Preparation::new(config.preprocess_threads, config.max_preparing.saturating_mul(TEXT_QUEUE_FACTOR));
         Self(Arc::new(Shared {

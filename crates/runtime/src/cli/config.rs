@@ -180,23 +180,15 @@ impl BenchConfig {
         let RawThroughput {
             model, max_concurrency, num_prompts, input_len, output_len, num_images, seed, json, ..
         } = raw;
-        let at_least_one = [
+        at_least_one(&[
             ("--max-concurrency", max_concurrency.iter().copied().min().unwrap_or(0)),
             ("--num-prompts", num_prompts.unwrap_or(1)),
             ("--input-len", input_len),
             ("--output-len", output_len),
             ("--max-num-seqs", raw.max_num_seqs.unwrap_or(1)),
             ("--max-num-batched-tokens", raw.max_num_batched_tokens),
-        ];
-        if let Some((option, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(UsageError::new(format!("{option} is 0; it must be at least 1")));
-        }
-        if !(raw.gpu_memory_utilization > 0.0 && raw.gpu_memory_utilization <= 1.0) {
-            let got = raw.gpu_memory_utilization;
-            return Err(UsageError::new(format!(
-                "--gpu-memory-utilization is {got}; it must be above 0 and at most 1"
-            )));
-        }
+        ])?;
+        check_memory_share(raw.gpu_memory_utilization)?;
         let image_size = image_size(&raw.image_size)?;
         // Each run has requests of its own: no prompt or picture of one is found in the caches by the next.
         let seeds = (0..).map(|run: u64| seed.wrapping_add(run));
@@ -230,6 +222,22 @@ impl BenchConfig {
             },
         })
     }
+}
+
+/// Refuses what can't be none of.
+pub(crate) fn at_least_one(options: &[(&str, usize)]) -> Result<(), UsageError> {
+    match options.iter().find(|(_, value)| *value == 0) {
+        Some((option, _)) => Err(UsageError::new(format!("{option} is 0; it must be at least 1"))),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a share that is none.
+pub(crate) fn check_memory_share(share: f64) -> Result<(), UsageError> {
+    if share > 0.0 && share <= 1.0 {
+        return Ok(());
+    }
+    Err(UsageError::new(format!("--gpu-memory-utilization is {share}; it must be above 0 and at most 1")))
 }
 
 /// Requests for each at once, unless there is a number: the first wave and the last are not all of it.

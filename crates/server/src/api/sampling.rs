@@ -4,6 +4,8 @@ use foveal_types::{RequestError, SamplingParams, TokenId};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
+use crate::answer::StreamUsage;
+
 /// How tokens are chosen, when an answer ends and how it is sent. Names are OpenAI's, and vLLM's where OpenAI has none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub(crate) struct SamplingFields {
@@ -109,20 +111,20 @@ impl SamplingFields {
         }
     }
 
-    /// Whether the answer comes as events.
-    pub(crate) fn is_stream(&self) -> Result<bool, RequestError> {
-        let is_stream = self.stream.unwrap_or(false);
-        if self.stream_options.is_some() && !is_stream {
-            let message = "`stream_options` goes with `stream: true` only";
-            return Err(RequestError::new("invalid_value", message).at("stream_options"));
+    /// What a stream holds besides the answers; none where the answer comes whole.
+    pub(crate) fn stream_usage(&self) -> Result<Option<StreamUsage>, RequestError> {
+        match (self.stream.unwrap_or(false), self.stream_options) {
+            (true, options) => {
+                let options = options.unwrap_or_default();
+                let at_end = options.include_usage.unwrap_or(false);
+                Ok(Some(StreamUsage { at_end, in_every_chunk: options.continuous_usage_stats.unwrap_or(false) }))
+            }
+            (false, None) => Ok(None),
+            (false, Some(_)) => {
+                let message = "`stream_options` goes with `stream: true` only";
+                Err(RequestError::new("invalid_value", message).at("stream_options"))
+            }
         }
-        Ok(is_stream)
-    }
-
-    /// Whether a stream ends with the counts, and whether every chunk has them.
-    pub(crate) fn stream_usage(&self) -> (bool, bool) {
-        let options = self.stream_options.unwrap_or_default();
-        (options.include_usage.unwrap_or(false), options.continuous_usage_stats.unwrap_or(false))
     }
 }
 
@@ -206,6 +208,6 @@ mod tests {
             assert_eq!(fields(json).apply(&base).unwrap_err().param.as_deref(), Some(param));
         }
         assert!(fields(json!({"n": 0})).num_choices(4).is_err() && fields(json!({"n": 5})).num_choices(4).is_err());
-        assert!(fields(json!({"stream_options": {}})).is_stream().is_err());
+        assert!(fields(json!({"stream_options": {}})).stream_usage().is_err());
     }
 }

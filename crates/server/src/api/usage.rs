@@ -21,20 +21,11 @@ pub(crate) struct PromptTokensDetails {
     pub(crate) image_tokens: usize,
 }
 
-impl Usage {
-    /// The counts of several answers to one prompt, which counts once. What the first answer found in the cache is what the
-    /// prompt found there: the others find what the first has computed.
-    pub(crate) fn of(choices: &[foveal_types::Usage]) -> Self {
-        let Some(first) = choices.first() else { return Self::default() };
-        let completion_tokens = choices.iter().map(|usage| usage.completion_tokens).sum();
-        Self {
-            prompt_tokens: first.prompt_tokens,
-            completion_tokens,
-            total_tokens: first.prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokensDetails {
-                cached_tokens: choices.iter().map(|usage| usage.cached_tokens).min().unwrap_or_default(),
-                image_tokens: first.image_tokens,
-            },
-        }
+impl From<foveal_types::Usage> for Usage {
+    fn from(usage: foveal_types::Usage) -> Self {
+        let foveal_types::Usage { prompt_tokens, image_tokens, cached_tokens, completion_tokens, .. } = usage;
+        let total_tokens = prompt_tokens + completion_tokens;
+        let prompt_tokens_details = PromptTokensDetails { cached_tokens, image_tokens };
+        Self { prompt_tokens, completion_tokens, total_tokens, prompt_tokens_details }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use foveal_load::{Api, ImageFormat, LoadError, LoadOptions, RequestShape, Target};
 
 use super::args::RawBenchServe;
-use crate::cli::config::{Output, PROMPTS_EACH, image_size, output};
+use crate::cli::config::{Output, PROMPTS_EACH, at_least_one, image_size, output};
 use crate::cli::error::UsageError;
 
 /// Requests at once where nothing is said, as `foveal bench throughput` has it.
@@ -65,9 +65,7 @@ impl BenchServeConfig {
 
 /// Every concurrency as often as it is measured. Each run has requests of its own, which none of the server's caches knows.
 fn runs(raw: &RawBenchServe, api: Api) -> Result<Vec<LoadOptions>, UsageError> {
-    if raw.num_runs == 0 {
-        return Err(UsageError::new("--num-runs is 0; it must be at least 1"));
-    }
+    at_least_one(&[("--num-runs", raw.num_runs)])?;
     if api == Api::Completions && raw.num_images > 0 {
         return Err(UsageError::new("--backend openai takes no pictures; add --num-images 0 or use openai-chat"));
     }

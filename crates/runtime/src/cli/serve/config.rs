@@ -8,7 +8,7 @@ use foveal_runtime::ModelOptions;
 use foveal_server::ServerConfig;
 
 use super::args::{RawMedia, RawScheduling, RawServe};
-use crate::cli::config::{ModelPlace, needed, options, place};
+use crate::cli::config::{ModelPlace, at_least_one, check_memory_share, needed, options, place};
 use crate::cli::error::UsageError;
 
 #[derive(Debug)]
@@ -33,23 +33,16 @@ impl ServeConfig {
             ));
         }
         let RawScheduling { max_num_seqs, max_num_batched_tokens, max_requests, .. } = scheduling;
-        let at_least_one = [
+        at_least_one(&[
             ("--max-num-seqs", max_num_seqs.unwrap_or(1)),
             ("--max-num-batched-tokens", max_num_batched_tokens.unwrap_or(1)),
             ("--max-requests", max_requests),
             ("--preprocess-threads", media.preprocess_threads.unwrap_or(1)),
             ("--max-image-bytes", media.max_image_bytes),
             ("--max-body-bytes", media.max_body_bytes),
-        ];
-        if let Some((option, _)) = at_least_one.into_iter().find(|(_, value)| *value == 0) {
-            return Err(UsageError::new(format!("{option} is 0; it must be at least 1")));
-        }
+        ])?;
         let share = scheduling.gpu_memory_utilization;
-        if !(share > 0.0 && share <= 1.0) {
-            return Err(UsageError::new(format!(
-                "--gpu-memory-utilization is {share}; it must be above 0 and at most 1"
-            )));
-        }
+        check_memory_share(share)?;
         let limits = Limits {
             max_image_bytes: media.max_image_bytes,
             max_image_pixels: media.max_image_pixels,
