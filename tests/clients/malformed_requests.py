@@ -388,7 +388,7 @@ def wrong_method(rng):
 
 @kind
 def unknown_path(rng):
-    path = rng.choice(["/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "/v1/models/x", "/v2/chat/completions", "//", "/.env",
+    path = rng.choice(["/v1", "/v1/", "/v1/chat", "/v1/chat/completions/", "/v1/models/x", "/v1/models/%ff", "/v1/models/a%2Fb/c", "/v1/models/", "/v2/chat/completions", "//", "/.env",
                        "/../../secret", "/%2e%2e/%2e%2e/secret", "/v1/embeddings", "/" + word(rng), "/" + "a" * 4000,
                        "/v1/chat/completions%00", "/%ff%fe", "/V1/MODELS"])
     return request(rng.choice(["GET", "POST"]), path, b"{}")

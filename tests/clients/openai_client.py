@@ -55,8 +55,12 @@ def jpeg(png):
 
 @check("models.list names the model")
 def models(server):
-    listed = client_of(server).models.list().data
+    client = client_of(server)
+    listed = client.models.list().data
     equal([(model.id, model.object) for model in listed], [(MODEL, "model")])
+    equal(client.models.retrieve(MODEL), listed[0])
+    missing = {"param": "model", "code": "model_not_found"}
+    raises(openai.NotFoundError, lambda: client.models.retrieve("another/model"), **missing)
 
 
 @check("a chat, whole and streamed")

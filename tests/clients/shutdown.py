@@ -1,4 +1,4 @@
-"""SIGTERM lets running answers end, up to a time limit, and takes no more requests; a second signal ends at once.
+"""SIGTERM lets running answers end, up to a time limit, and turns new requests away with 503; a second signal ends at once.
 
 shutdown.py
 """
@@ -49,15 +49,20 @@ class Stream:
         return "".join(choice["delta"].get("content", "") for chunk in chunks for choice in chunk["choices"])
 
 
-async def is_refused(server):
-    """Waits until nobody is let in any more."""
+async def is_draining(server):
+    """Waits until those who come anew are told that the server is shutting down."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        try:
-            _, writer = await asyncio.open_connection(server.host, server.port)
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(post("/v1/chat/completions", {**ASKED, "max_tokens": 1}))
+        response = await respond(reader)
+        if response.status == 503:
+            equal(json.loads(await response.body())["error"]["code"], "shutting_down")
+            equal("retry-after" in response.headers, True)
+            equal(await reader.read(), b"", "bytes behind the answer")
             writer.close()
-        except ConnectionRefusedError:
             return True
+        writer.close()
         await asyncio.sleep(0.01)
     return False
 
@@ -79,7 +84,7 @@ async def answers_end():
         held = await Stream.of(server, max_tokens=500, ignore_eos=True)
         streams = await asyncio.gather(*streams)
         server.process.send_signal(signal.SIGTERM)
-        assert await is_refused(server), "the server still takes connections"
+        assert await is_draining(server), "the server still takes requests"
         late.write(raw[40:])
         response = await respond(reader)
         if response:
@@ -117,7 +122,7 @@ async def second_signal():
     with Served("--shutdown-timeout", str(LONG_S)) as server:
         stream = await Stream.of(server, max_tokens=LOT, ignore_eos=True)
         server.process.send_signal(signal.SIGTERM)
-        assert await is_refused(server)
+        assert await is_draining(server)
         await quick(anext(stream.pieces))
         server.process.send_signal(signal.SIGTERM)
         equal(await stream.to_end(), False, "the stream came to its end")

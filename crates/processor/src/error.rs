@@ -43,6 +43,14 @@ pub enum PictureError {
         /// The limit.
         max_pixels: u64,
     },
+    /// More bytes of a lossless WebP than allowed.
+    #[error("the WebP has {len_bytes} bytes of lossless data; at most {max_bytes} are taken, send it as PNG")]
+    LosslessWebpTooLarge {
+        /// The bitstream's size.
+        len_bytes: usize,
+        /// The limit.
+        max_bytes: usize,
+    },
     /// More scans than a JPEG may have; each costs a pass over the whole picture.
     #[error("the JPEG has more than {max_scans} scans; save it with fewer")]
     TooManyScans {
@@ -269,6 +277,9 @@ pub enum ProcessorError {
     /// There is no memory for pixels now.
     #[error(transparent)]
     Exhausted(#[from] Exhausted),
+    /// The caller no longer wants the request.
+    #[error("the request was cancelled while its pictures were prepared")]
+    Cancelled,
 }
 
 impl ProcessorError {
@@ -290,7 +301,9 @@ impl From<ProcessorError> for Error {
                 return Self::Device(DeviceFailure::new(message));
             }
             E::Picture { param, source, .. } => {
-                let is_size = matches!(source, PictureError::TooManyBytes { .. } | PictureError::TooManyPixels { .. });
+                use PictureError as P;
+                let is_size =
+                    matches!(source, P::TooManyBytes { .. } | P::TooManyPixels { .. } | P::LosslessWebpTooLarge { .. });
                 let code = if is_size { "image_too_large" } else { "invalid_image" };
                 return Self::Request(RequestError::new(code, message).at(param));
             }
@@ -302,6 +315,7 @@ impl From<ProcessorError> for Error {
             E::TooManyPictures { .. } | E::TooManyFrames { .. } => "too_many_images",
             E::NoPictures => "invalid_image",
             E::TooMuchText { .. } => "text_too_large",
+            E::Cancelled => return Self::Request(RequestError::new("cancelled", message)),
             _ => "invalid_prompt",
         };
         Self::Request(RequestError::new(code, message).at("messages"))

@@ -8,6 +8,9 @@ use crate::error::{PictureError, ProcessorError};
 pub struct Limits {
     /// The most bytes of one encoded picture. Default: 20 MiB.
     pub max_image_bytes: usize,
+    /// The most bytes of a lossless WebP's bitstream, and of all of an animation's. Default: 4 MiB. Whatever its pixels, the decoder
+    /// takes up to 360 bytes for each: 1.4 GiB.
+    pub max_lossless_webp_bytes: usize,
     /// The most pixels of one picture or frame, as stored. Default: 64 Mi (a 64-megapixel photo, 192 MiB decoded).
     pub max_image_pixels: u64,
     /// The most pictures and videos of one request. Default: 64.
@@ -24,6 +27,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_image_bytes: 20 << 20,
+            max_lossless_webp_bytes: 4 << 20,
             max_image_pixels: 64 << 20,
             max_images_per_request: 64,
             max_frames_per_request: 768,

@@ -41,10 +41,19 @@ pub(crate) struct PicturePlan<'a> {
     decoded_bytes: u64,
 }
 
-/// What can go wrong with one picture: itself, or the lent memory.
+/// What can go wrong with one picture: itself, the lent memory, or that nobody wants it any more.
 enum Failure {
     Picture(PictureError),
     Exhausted(Exhausted),
+    Cancelled,
+}
+
+/// Whether nobody wants the request any more; asked between the steps of a picture, by several threads.
+pub(crate) type IsCancelled<'a> = &'a (dyn Fn() -> bool + Sync);
+
+/// Ends a picture's preparation here if nobody wants it any more.
+fn go_on(is_cancelled: IsCancelled<'_>) -> Result<(), Failure> {
+    if is_cancelled() { Err(Failure::Cancelled) } else { Ok(()) }
 }
 
 impl From<PictureError> for Failure {
@@ -58,6 +67,7 @@ impl Failure {
         match self {
             Self::Picture(source) => ProcessorError::Picture { index: plan_index, param: picture.param(), source },
             Self::Exhausted(exhausted) => exhausted.into(),
+            Self::Cancelled => ProcessorError::Cancelled,
         }
     }
 }
@@ -162,15 +172,17 @@ impl PicturePipeline {
         Ok(PicturePlan { picture, index, source: (height, width), grid, expansion, decoded_bytes })
     }
 
-    /// Decodes, resizes and cuts all pictures, several at once. `starts` are their first placeholder rows.
+    /// Decodes, resizes and cuts all pictures, several at once. `starts` are their first placeholder rows. Once `is_cancelled`, no
+    /// further picture or frame is begun, and what has been decoded isn't resized.
     pub(crate) fn prepare(
         &self,
         plans: &[PicturePlan<'_>],
         starts: &[usize],
         lender: &dyn PixelLender,
+        is_cancelled: IsCancelled<'_>,
     ) -> Result<Vec<PreparedImage>, ProcessorError> {
         let one = |(plan, &start): (&PicturePlan<'_>, &usize)| {
-            self.prepare_one(plan, start, lender).map_err(|failure| failure.of(plan.index, &plan.picture))
+            self.prepare_one(plan, start, lender, is_cancelled).map_err(|failure| failure.of(plan.index, &plan.picture))
         };
         // One picture is prepared by the calling thread: no other has to wake for it.
         match plans {
@@ -184,16 +196,22 @@ impl PicturePipeline {
         plan: &PicturePlan<'_>,
         placeholder_start: usize,
         lender: &dyn PixelLender,
+        is_cancelled: IsCancelled<'_>,
     ) -> Result<PreparedImage, Failure> {
         let (config, inputs, slices) = match plan.picture.source {
             PictureSource::Image(image) => (&self.image, std::slice::from_ref(image), 1),
             PictureSource::Video(video) => (&self.video, video.frames.as_slice(), self.video.temporal_patch_size),
         };
-        self.num_decoded.fetch_add(inputs.len() as u64, Ordering::Relaxed);
-        let frames: Vec<RgbPicture<'_>> = match inputs {
-            [input] => vec![decode(input, &self.limits)?],
-            _ => inputs.par_iter().map(|input| decode(input, &self.limits)).collect::<Result<_, _>>()?,
+        let decode = |input| {
+            go_on(is_cancelled)?;
+            self.num_decoded.fetch_add(1, Ordering::Relaxed);
+            Ok::<_, Failure>(decode(input, &self.limits)?)
         };
+        let frames: Vec<RgbPicture<'_>> = match inputs {
+            [input] => vec![decode(input)?],
+            _ => inputs.par_iter().map(decode).collect::<Result<_, _>>()?,
+        };
+        go_on(is_cancelled)?;
         for (frame, picture) in frames.iter().enumerate() {
             let (got_width, got_height, (height, width)) = (picture.width, picture.height, plan.source);
             if (got_height, got_width) != (height, width) {

@@ -42,8 +42,8 @@ pub struct ProcessorSettings {
 
 /// Turns chats into requests for the engine. `Send` and `Sync`: share one in an `Arc`.
 ///
-/// Preparing blocks the calling thread and uses rayon's threads for several pictures; call it off an async runtime's
-/// workers.
+/// Preparing blocks the calling thread and uses the threads of rayon's current pool for several pictures; call it off an async
+/// runtime's workers, and within `ThreadPool::install` to bound it apart from other work.
 pub struct Processor {
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
@@ -118,6 +118,21 @@ impl Processor {
         sampling: SamplingParams,
         lender: &dyn PixelLender,
     ) -> Result<PreparedRequest, ProcessorError> {
+        self.prepare_cancellable(chat, sampling, lender, &|| false)
+    }
+
+    /// [`Processor::prepare`] for somebody who may leave: `is_cancelled` is asked before each picture or frame is decoded and before
+    /// a picture is resized, by several threads. A decoder that has begun comes to its end.
+    ///
+    /// # Errors
+    /// [`ProcessorError::Cancelled`] once `is_cancelled` has said yes, and as [`Processor::prepare`].
+    pub fn prepare_cancellable(
+        &self,
+        chat: &ChatRequest,
+        sampling: SamplingParams,
+        lender: &dyn PixelLender,
+        is_cancelled: &(dyn Fn() -> bool + Sync),
+    ) -> Result<PreparedRequest, ProcessorError> {
         sampling.validate()?;
         let pictures = chat.pictures();
         if pictures.is_empty() {
@@ -129,7 +144,7 @@ impl Processor {
         let plans = pipeline.plan(pictures, chat.image_pixels)?;
         let expansions: Vec<Expansion> = plans.iter().map(|plan| plan.expansion.clone()).collect();
         let prompt = self.prompt(chat, &expansions)?;
-        let images = pipeline.prepare(&plans, &prompt.starts, lender)?;
+        let images = pipeline.prepare(&plans, &prompt.starts, lender, is_cancelled)?;
         self.request(prompt, images, sampling)
     }
 

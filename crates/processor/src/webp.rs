@@ -69,17 +69,38 @@ pub(crate) fn first_frame(bytes: &[u8]) -> Option<Frame> {
     Some(Frame { left: u24(&header[0..3]) * 2, top: u24(&header[3..6]) * 2, file })
 }
 
-/// Checks the sizes that lossy bitstreams declare, those of an animation's frames too: the decoder takes memory for them before it
-/// compares them with the container's.
+/// Checks what bitstreams make the decoder take memory for, those of an animation's frames too: the sizes that lossy ones declare,
+/// before they are compared with the container's, and the prefix codes of lossless ones, which their length alone bounds.
 pub(crate) fn check_sizes(bytes: &[u8], limits: &Limits) -> Result<(), PictureError> {
+    let mut lossless_bytes = 0;
+    let mut check = |name: &[u8], payload: &[u8]| {
+        lossless_bytes += lossless_len(name, payload);
+        if lossless_bytes > limits.max_lossless_webp_bytes {
+            let (len_bytes, max_bytes) = (lossless_bytes, limits.max_lossless_webp_bytes);
+            return Err(PictureError::LosslessWebpTooLarge { len_bytes, max_bytes });
+        }
+        check_lossy(name, payload, limits)
+    };
     for (name, payload) in chunks(bytes.get(RIFF_HEADER_BYTES..).unwrap_or_default()) {
         if name == b"ANMF" {
             let body = payload.get(FRAME_HEADER_BYTES..).unwrap_or_default();
-            chunks(body).try_for_each(|(name, payload)| check_lossy(name, payload, limits))?;
+            chunks(body).try_for_each(|(name, payload)| check(name, payload))?;
         }
-        check_lossy(name, payload, limits)?;
+        check(name, payload)?;
     }
     Ok(())
+}
+
+/// The bytes of a chunk that the lossless decoder reads: the picture, or its alpha.
+fn lossless_len(name: &[u8], payload: &[u8]) -> usize {
+    /// The two bits of an `ALPH` chunk's first byte that say how it is compressed: 0 is not at all.
+    const COMPRESSION: u8 = 3;
+    let is_lossless = match name {
+        b"VP8L" => true,
+        b"ALPH" => payload.first().is_some_and(|first| first & COMPRESSION != 0),
+        _ => false,
+    };
+    if is_lossless { payload.len() } else { 0 }
 }
 
 /// Checks the size in a bitstream's header if it is a lossy one (RFC 6386, section 9.1).
@@ -162,6 +183,24 @@ mod tests {
         }
         let all_small = file(&[(b"VP8X", &[0; 10]), (b"VP8 ", &small), (b"ANMF", &frame(&small))]);
         assert_eq!(check_sizes(&all_small, &limits), Ok(()));
+    }
+
+    #[test]
+    fn lossless_bitstreams_are_held_to_their_limit_together() {
+        let limits = Limits { max_lossless_webp_bytes: 100, ..Limits::default() };
+        let (plain_alpha, packed_alpha) = ([0x04; 90], [0x05; 90]);
+        let frame = |name: &[u8], bitstream: &[u8]| {
+            let mut frame = vec![0; FRAME_HEADER_BYTES];
+            push_chunk(&mut frame, name, bitstream);
+            frame
+        };
+        let of = |chunks: &[(&[u8], &[u8])]| check_sizes(&file(chunks), &limits);
+        let refused = |len_bytes| Err(PictureError::LosslessWebpTooLarge { len_bytes, max_bytes: 100 });
+        assert_eq!(of(&[(b"VP8L", &[0; 100])]), Ok(()));
+        assert_eq!(of(&[(b"VP8L", &[0; 101])]), refused(101));
+        assert_eq!(of(&[(b"ANMF", &frame(b"VP8L", &[0; 60])), (b"ANMF", &frame(b"VP8L", &[0; 60]))]), refused(120));
+        assert_eq!(of(&[(b"ALPH", &packed_alpha), (b"VP8L", &[0; 20])]), refused(110));
+        assert_eq!(of(&[(b"ALPH", &plain_alpha), (b"VP8L", &[0; 20]), (b"EXIF", &[0; 500])]), Ok(()));
     }
 
     #[test]

@@ -206,6 +206,24 @@ fn text_alone_touches_no_picture_code() {
 }
 
 #[test]
+fn who_leaves_is_not_worked_for_any_further() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    let chat = user((0..5).map(|i| ContentPart::Image(noise_picture(64 + i, 64))).chain([text("x")]).collect());
+    // However late the caller leaves: one question before each decode and one behind.
+    for questions in 0..10 {
+        let (processor, lender) = (tiny(), CountingLender::default());
+        let asked = AtomicUsize::new(0);
+        let is_cancelled = || asked.fetch_add(1, Ordering::Relaxed) >= questions;
+        let prepare = || processor.prepare_cancellable(&chat, SamplingParams::default(), &lender, &is_cancelled);
+        assert_eq!(pool.install(prepare).expect_err("nobody waits"), ProcessorError::Cancelled);
+        assert_eq!(processor.num_decoded_pictures(), questions.div_ceil(2) as u64);
+        assert_eq!(lender.calls.load(Ordering::Relaxed), questions / 2);
+    }
+    let stays = || tiny().prepare_cancellable(&chat, SamplingParams::default(), &HeapPixels, &|| false);
+    assert_eq!(pool.install(stays).expect("a request").images.len(), 5);
+}
+
+#[test]
 fn lent_memory_is_written_whole_and_many_pictures_keep_their_order() {
     let processor = tiny();
     let sizes = [(64, 64), (96, 64), (200, 40), (64, 160), (33, 77)];

@@ -76,12 +76,14 @@ async fn begin(
 
     let preparation =
         if has_pictures(fields.messages.as_deref().unwrap_or_default()) { &state.pictures } else { &state.text };
-    let (served, fetcher) = (model.clone(), state.fetcher.clone());
+    let (served, shared) = (model.clone(), state.clone());
     let request = preparation
         .run(move |cancelled: &Cancelled| {
             let ServedModel { processor, engine, .. } = &served;
-            let chat = chat_request(fields, &fetcher, processor.limits(), &|| cancelled.is_set())?;
-            Ok(processor.prepare(&chat, params, engine.pixels())?)
+            let is_cancelled = || cancelled.is_set();
+            let chat = chat_request(fields, &shared.fetcher, processor.limits(), &is_cancelled)?;
+            let prepare = || processor.prepare_cancellable(&chat, params, engine.pixels(), &is_cancelled);
+            Ok(shared.decoders.install(prepare)?)
         })
         .await?;
     record.prepared(num_choices);

@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
@@ -21,16 +22,35 @@ use crate::state::AppState;
 #[utoipa::path(get, path = "/v1/models", tag = "about", responses((status = 200, body = ModelList)))]
 pub(crate) async fn models(State(state): State<AppState>) -> Result<Json<ModelList>, ApiError> {
     let model = state.ready()?;
-    let root = model.root.as_ref().map_or_else(|| model.name().to_owned(), |root| root.display().to_string());
-    let card = |name: &String| ModelCard {
-        id: name.clone(),
+    let data = model.names.iter().map(|name| card(&state, model, name)).collect();
+    Ok(Json(ModelList { object: "list", data }))
+}
+
+/// The model under one of its names, slashes included.
+#[utoipa::path(
+    get, path = "/v1/models/{model}", tag = "about", params(("model" = String, Path, description = "One of its names")),
+    responses((status = 200, body = ModelCard), (status = 404, body = ErrorBody))
+)]
+pub(crate) async fn model(
+    State(state): State<AppState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelCard>, ApiError> {
+    let model = state.ready()?;
+    let Path(name) =
+        name.map_err(|_| ApiError::invalid("model_not_found", "the model's name isn't UTF-8").at("model"))?;
+    model.check_name(Some(&name))?;
+    Ok(Json(card(&state, model, &name)))
+}
+
+fn card(state: &AppState, model: &ServedModel, name: &str) -> ModelCard {
+    ModelCard {
+        id: name.to_owned(),
         object: "model",
         created: state.started_s,
         owned_by: "foveal",
-        root: root.clone(),
+        root: model.root.as_ref().map_or_else(|| model.name().to_owned(), |root| root.display().to_string()),
         max_model_len: model.engine.limits().max_model_len,
-    };
-    Ok(Json(ModelList { object: "list", data: model.names.iter().map(card).collect() }))
+    }
 }
 
 /// The program's version.

@@ -2,7 +2,7 @@
 //!
 //! A [`Server`] listens at once and says `503` until its [`ServerHandle`] is given a [`ServedModel`]. The network has its own
 //! threads; pictures are fetched, decoded and cut on a bounded number of others; the engine has its one. A closed connection
-//! ends its request in one step, but for pictures that are being decoded: those are decoded to their end, for nobody.
+//! ends its request in one step, wherever it is.
 //!
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]

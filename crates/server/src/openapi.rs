@@ -17,6 +17,7 @@ use crate::{chat, completions, info};
         chat::chat_completions,
         completions::completions,
         info::models,
+        info::model,
         info::health,
         info::metrics,
         info::version,

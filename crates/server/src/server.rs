@@ -11,6 +11,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use rayon::ThreadPoolBuilder;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -30,6 +31,14 @@ pub enum ServerError {
     Listen {
         /// The address.
         address: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// The system gives no threads.
+    #[error("{threads} threads for decoding pictures can't be started: {reason}; --preprocess-threads asks for fewer")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
         /// What the system said.
         reason: String,
     },
@@ -81,7 +90,10 @@ impl Server {
         let fetcher = Fetcher::new(config.media.clone())?;
         let failed = |error: io::Error| ServerError::Listen { address: address.to_owned(), reason: error.to_string() };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
-        Ok(Self { listener, handle: ServerHandle(AppState::new(config, fetcher, Metrics::install())) })
+        let threads = config.preprocess_threads.max(1);
+        let decoders = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("decode-{i}")).build();
+        let decoders = decoders.map_err(|error| ServerError::Threads { threads, reason: error.to_string() })?;
+        Ok(Self { listener, handle: ServerHandle(AppState::new(config, fetcher, decoders, Metrics::install())) })
     }
 
     /// Where it listens.
@@ -98,34 +110,61 @@ impl Server {
         self.handle.clone()
     }
 
-    /// Answers until `stop` is ready; then takes no more requests and lets running ones end, for
+    /// Answers until `stop` is ready; then refuses new requests with 503 and lets running ones end, for
     /// [`ServerConfig::shutdown_timeout`] at most.
     pub async fn run(self, stop: impl Future<Output = ()>) {
         let Self { listener, handle: ServerHandle(state) } = self;
         let figures = tokio::spawn(figures::log_figures(state.clone()));
+        let max_connections = state.config.max_connections.clamp(1, Semaphore::MAX_PERMITS);
+        let door = Door {
+            listener,
+            places: Arc::new(Semaphore::new(max_connections)),
+            app: router(state.clone()),
+            read_timeout: state.config.read_timeout,
+        };
         let connections = GracefulShutdown::new();
-        let places = Arc::new(Semaphore::new(state.config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-        let app = router(state.clone());
-        let mut stop = std::pin::pin!(stop);
+        tokio::select! {
+            () = stop => {}
+            () = door.take(true, |connection| connections.watch(connection)) => {}
+        }
+        state.drain();
+        // Who comes now is told so rather than left without an answer; nobody waits for such a connection.
+        tokio::select! {
+            () = drain(&state, connections) => {}
+            () = door.take(false, |connection| connection) => {}
+        }
+        figures.abort();
+    }
+}
+
+/// Where connections come in.
+struct Door {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+    app: axum::Router,
+    read_timeout: Duration,
+}
+
+type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
+
+impl Door {
+    /// Takes connections until it is dropped; each lasts for one request alone unless `keep_alive`.
+    async fn take<F>(&self, keep_alive: bool, watch: impl Fn(Connection) -> F)
+    where
+        F: Future<Output = hyper::Result<()>> + Send + 'static,
+    {
         loop {
-            let accepted = async {
-                // The semaphore is never closed.
-                let place = Arc::clone(&places).acquire_owned().await.ok();
-                (listener.accept().await, place)
+            // The semaphore is never closed.
+            let place = Arc::clone(&self.places).acquire_owned().await.ok();
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "a connection couldn't be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
             };
-            let (stream, place) = tokio::select! {
-                () = &mut stop => break,
-                (accepted, place) = accepted => match accepted {
-                    Ok((stream, _)) => (stream, place),
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection couldn't be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-            };
-            let connection = connection(stream, &app, state.config.read_timeout);
-            let connection = connections.watch(connection);
+            let connection = watch(self.connection(stream, keep_alive));
             tokio::spawn(async move {
                 // A connection that breaks off is its client's business, and the request's line in the log says so.
                 if let Err(error) = connection.await {
@@ -134,26 +173,21 @@ impl Server {
                 drop(place);
             });
         }
-        drop(listener);
-        drain(&state, connections).await;
-        figures.abort();
     }
-}
 
-type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
-
-fn connection(stream: TcpStream, app: &axum::Router, read_timeout: Duration) -> Connection {
-    // A token is a small packet that somebody waits for.
-    let _ = stream.set_nodelay(true);
-    http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(read_timeout)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()))
+    fn connection(&self, stream: TcpStream, keep_alive: bool) -> Connection {
+        // A token is a small packet that somebody waits for.
+        let _ = stream.set_nodelay(true);
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.read_timeout)
+            .keep_alive(keep_alive)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.app.clone()))
+    }
 }
 
 /// Waits for what is running, but not for ever.
 async fn drain(state: &AppState, connections: GracefulShutdown) {
-    state.drain();
     let timeout = state.config.shutdown_timeout;
     tracing::info!(requests = state.num_requests(), timeout_s = timeout.as_secs(), "shutting down");
     if tokio::time::timeout(timeout, connections.shutdown()).await.is_err() {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use foveal_fetch::Fetcher;
+use rayon::ThreadPool;
 
 use crate::config::{ServedModel, ServerConfig};
 use crate::error::ApiError;
@@ -22,6 +23,8 @@ pub(crate) struct Shared {
     pub(crate) fetcher: Fetcher,
     /// Requests with pictures: bounded by cores.
     pub(crate) pictures: Preparation,
+    /// Threads that decode pictures, apart from those that compute.
+    pub(crate) decoders: ThreadPool,
     /// Requests of text alone: a moment each, so they never wait behind pictures.
     pub(crate) text: Preparation,
     pub(crate) metrics: Metrics,
@@ -56,12 +59,13 @@ pub(crate) const FINGERPRINT: &str = concat!("foveal-", env!("CARGO_PKG_VERSION"
 const TEXT_QUEUE_FACTOR: usize = 4;
 
 impl AppState {
-    pub(crate) fn new(config: ServerConfig, fetcher: Fetcher, metrics: Metrics) -> Self {
+    pub(crate) fn new(config: ServerConfig, fetcher: Fetcher, decoders: ThreadPool, metrics: Metrics) -> Self {
         let pictures = Preparation::new(config.preprocess_threads, config.max_preparing);
         let text = Preparation::new(config.preprocess_threads, config.max_preparing.saturating_mul(TEXT_QUEUE_FACTOR));
         Self(Arc::new(Shared {
             fetcher,
             pictures,
+            decoders,
             text,
             metrics,
             started_s: unix_seconds(),

@@ -50,7 +50,7 @@ impl Limits {
     ///
     /// # Errors
     /// A [`RequestError`] with the numbers: `context_length_exceeded`, `image_too_large`, `invalid_image`,
-    /// `invalid_prompt`, or what [`PreparedRequest::validate`] finds.
+    /// `invalid_prompt`, `invalid_value`, or what [`PreparedRequest::validate`] finds.
     pub fn check(&self, request: &PreparedRequest) -> Result<(), RequestError> {
         request.validate(self.merge_size)?;
         self.check_len(request.input_ids.len())?;
@@ -58,6 +58,11 @@ impl Limits {
         if let Some(id) = request.input_ids.iter().find(|id| id.0 as usize >= self.vocab_size) {
             let message = format!("token {} is outside of the model's vocabulary of {} tokens", id.0, self.vocab_size);
             return Err(RequestError::new("invalid_prompt", message));
+        }
+        if let Some(id) = request.sampling.stop_token_ids.iter().find(|id| id.0 as usize >= self.vocab_size) {
+            let (id, vocab_size) = (id.0, self.vocab_size);
+            let message = format!("token {id} can't be sampled: the model's vocabulary has {vocab_size} tokens");
+            return Err(RequestError::new("invalid_value", message).at("stop_token_ids"));
         }
         request.images.iter().enumerate().try_for_each(|(i, image)| self.check_image(i, image))
     }

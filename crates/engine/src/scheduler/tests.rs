@@ -82,6 +82,18 @@ fn stop_tokens_of_the_request_and_ignored_ones() {
 }
 
 #[test]
+fn a_stop_token_outside_of_the_vocabulary_is_refused() {
+    let limits = limits();
+    let with = |id: usize| {
+        let sampling = SamplingParams { stop_token_ids: vec![TokenId(id as u32)], ..SamplingParams::default() };
+        limits.check(&PreparedRequest { sampling, ..request(&[3; 4]) })
+    };
+    assert!(with(limits.vocab_size - 1).is_ok());
+    let error = with(limits.vocab_size).unwrap_err();
+    assert_eq!((error.code, error.param.as_deref()), ("invalid_value", Some("stop_token_ids")));
+}
+
+#[test]
 fn rows_of_answers_and_chunks_of_prompts_share_steps() {
     let mut machine = Machine::new(limits());
     let first = machine.send(answer(request(&[3; 10]), 8));
