@@ -27,10 +27,25 @@ pub(crate) fn run(shell: &Shell, root: &Path) -> anyhow::Result<()> {
         ensure!(answer.starts_with("There are four shapes:"), "the picture has four shapes");
         Ok(())
     })?;
+    // The program that the step before has built.
+    let _program = shell.push_env("FOVEAL_BINARY", root.join("target/release/foveal"));
+    step("clients", || Ok(cmd!(shell, "sh tests/clients/run.sh --quick").run()?))?;
+    step("page", || page(shell))?;
     step("packages", || crate::package::run(shell, root))?;
     step("licences", || Ok(cmd!(shell, "cargo deny check licenses bans sources").run()?))?;
     println!("all checks passed");
     Ok(())
+}
+
+/// The page, where there is npm; the test itself says that it is skipped where there is no browser.
+fn page(shell: &Shell) -> anyhow::Result<()> {
+    if cmd!(shell, "npm --version").quiet().ignore_stderr().read().is_err() {
+        println!("skipped: no npm");
+        return Ok(());
+    }
+    let _folder = shell.push_dir("tests/page");
+    cmd!(shell, "npm install --no-package-lock --no-audit --no-fund").run()?;
+    Ok(cmd!(shell, "node test_page.mjs").run()?)
 }
 
 fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {

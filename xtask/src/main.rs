@@ -24,7 +24,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that CI runs: formatting, tidy, clippy, docs, tests, packages, licences.
+    /// Everything that CI runs: formatting, tidy, clippy, docs, tests, clients, the page, packages, licences.
     Ci,
     /// Checks the workspace's invariants: crate arrows, where unsafe may stand, file sizes, what crates must have.
     Tidy,
