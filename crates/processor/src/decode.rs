@@ -139,6 +139,7 @@ pub fn decode<'a>(input: &'a ImageInput, limits: &Limits) -> Result<RgbPicture<'
     check_header(&decoder, limits)?;
     match format {
         ImageFormat::Jpeg => crate::jpeg::check_scans(bytes)?,
+        ImageFormat::Png => crate::png::check_palette(bytes)?,
         ImageFormat::WebP => crate::webp::check_sizes(bytes, limits)?,
         _ => {}
     }
@@ -157,7 +158,7 @@ pub fn decode<'a>(input: &'a ImageInput, limits: &Limits) -> Result<RgbPicture<'
         Some(frame) => DynamicImage::ImageRgb8(on_canvas(&frame, decoder.dimensions(), limits)?),
         None => DynamicImage::from_decoder(decoder).map_err(|error| failure(&error, format))?,
     };
-    if format == ImageFormat::Png && png_is_grey(bytes) {
+    if format == ImageFormat::Png && crate::png::is_grey(bytes) {
         picture = without_made_up_alpha(picture);
     }
     picture.apply_orientation(orientation);
@@ -205,13 +206,6 @@ fn failure(error: &image::ImageError, format: ImageFormat) -> PictureError {
         }
         _ => PictureError::Undecodable { format },
     }
-}
-
-/// Whether a PNG's header says grey without alpha.
-fn png_is_grey(bytes: &[u8]) -> bool {
-    /// Behind the signature, the chunk's length and name, width, height and depth.
-    const COLOUR_TYPE_AT: usize = 25;
-    bytes.get(COLOUR_TYPE_AT) == Some(&0)
 }
 
 /// Undoes the decoder's turning of one transparent 16-bit grey (`tRNS`) into alpha: Pillow keeps such a picture grey, and

@@ -55,6 +55,7 @@ mod message;
 mod model_files;
 mod patchify;
 mod pictures;
+mod png;
 mod processor;
 mod prompt;
 #[cfg(doctest)]

@@ -120,6 +120,35 @@ fn cut_and_damaged_files_never_panic() {
     }
 }
 
+/// One pixel of a palette of so many bytes.
+fn paletted_png(palette_bytes: usize) -> Vec<u8> {
+    let palette = vec![0x80; palette_bytes];
+    // Two bytes, stored, between zlib's header and its checksum: a row's filter and its pixel.
+    let row = [0x78, 0x01, 0x01, 0x02, 0x00, 0xFD, 0xFF, 0x00, 0x00, 0x00, 0x02, 0x00, 0x01];
+    let header = [0, 0, 0, 1, 0, 0, 0, 1, 8, 3, 0, 0, 0];
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (name, data) in
+        [(b"IHDR", &header[..]), (b"PLTE", &palette), (b"tRNS", &[0x40]), (b"IDAT", &row), (b"IEND", &[])]
+    {
+        let chunk = [&name[..], data].concat();
+        file.extend((data.len() as u32).to_be_bytes());
+        file.extend(&chunk);
+        file.extend(crc32(&chunk).to_be_bytes());
+    }
+    file
+}
+
+#[test]
+fn a_palette_that_ends_within_an_entry_is_damaged() {
+    for palette_bytes in 1..16 {
+        let decoded = decode_bytes(paletted_png(palette_bytes));
+        match palette_bytes % 3 {
+            0 => assert_eq!(decoded.unwrap().pixels.as_ref(), [0x80; 3]),
+            _ => assert_eq!(decoded.unwrap_err(), PictureError::Undecodable { format: "PNG" }, "{palette_bytes}"),
+        }
+    }
+}
+
 /// The picture with its first scan, which gives the lowest frequency, written `times` times: the pixels stay the same.
 fn with_first_scan_repeated(jpeg: &[u8], times: usize) -> Vec<u8> {
     let is_marker = |at: &usize| jpeg[*at] == 0xFF && !matches!(jpeg[at + 1], 0 | 0xFF | 0xD0..=0xD7);
