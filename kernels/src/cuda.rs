@@ -8,6 +8,11 @@ pub(crate) const PRELUDE: Header = Header { name: "prelude.cuh", text: include_s
 pub(crate) const ATTENTION: Header = Header { name: "attention.cuh", text: include_str!("../include/attention.cuh") };
 /// Rounding to FP8, and scales of FP8 products.
 pub(crate) const QUANTIZE: Header = Header { name: "quantize.cuh", text: include_str!("../include/quantize.cuh") };
+/// Clusters of blocks.
+pub(crate) const CLUSTER: Header = Header { name: "cluster.cuh", text: include_str!("../include/cluster.cuh") };
+
+/// The first cards that have clusters.
+pub(crate) const CLUSTER_CAPABILITY: (u32, u32) = (9, 0);
 
 /// What a kernel without headers of its own may include.
 pub(crate) const HEADERS: &[Header] = &[PRELUDE, ATTENTION, QUANTIZE];

@@ -5,12 +5,12 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
-use crate::cuda::distinct;
-use crate::packs::{HeldRow, Operand, blocks, pack_len};
-use crate::quantize::{Form, GROUP, held_row, quantize_params, scale_params};
+use crate::cuda::{CLUSTER, CLUSTER_CAPABILITY, PRELUDE, QUANTIZE, distinct};
+use crate::packs::{Operand, WARP, blocks, pack_len};
+use crate::quantize::{Form, GROUP, check_group_pack, quantize_params, scale_params};
 
 static SOURCE: KernelSource =
-    KernelSource { name: "activation", text: include_str!("kernel.cu"), headers: crate::cuda::HEADERS };
+    KernelSource { name: "activation", text: include_str!("kernel.cu"), headers: &[PRELUDE, QUANTIZE, CLUSTER] };
 
 /// `THREADS` of the kernels.
 const THREADS: usize = 256;
@@ -20,6 +20,9 @@ const MAX_PACK: usize = 8;
 
 /// `PACKS` of `activate`: packs that a thread computes.
 const PACKS: usize = 2;
+
+/// Bytes of an asynchronous copy.
+const COPY_BYTES: usize = 16;
 
 fn spec(entry: &'static str, [from, to]: [DType; 2], pack: usize, kind: Activation) -> KernelSpec {
     let kind = match kind {
@@ -36,19 +39,59 @@ fn spec_activate(types: [DType; 2], pack: usize, kind: Activation) -> KernelSpec
 }
 
 /// How a gated kernel's work is shared out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Share {
     /// Packs of so many elements, whatever their row.
     Packs(usize),
+    /// A row to a block, in shared memory or not.
+    Row { pack: usize, is_held: bool },
+    /// A row to a cluster of blocks of so many threads, each with a pack.
+    Split { pack: usize, threads: usize },
+}
+
+/// `THREADS` of a block that takes a row.
+const ROW_THREADS: usize = 512;
+
+/// Bytes of a row that a block holds at most: what every card has.
+const MAX_HELD_BYTES: usize = 96 << 10;
+
+/// `SPLIT` of the kernel: blocks of a cluster.
+const SPLIT: usize = 4;
+
+/// The most rows that clusters take. With more, the card is busy with a block for each, and a cluster's barrier costs.
+const MAX_SPLIT_ROWS: usize = 32;
+
+impl Share {
+    const MAX_SPLIT_THREADS: usize = 1024;
+
     /// A row to a block.
-    Rows(HeldRow),
+    fn row(x: DType, row_len: usize, pack: usize) -> Self {
+        let fits = row_len * size_of::<f32>() <= MAX_HELD_BYTES;
+        let is_held = fits && pack * x.size_bytes() == COPY_BYTES && 2 * x.size_bytes() == size_of::<f32>();
+        Self::Row { pack, is_held }
+    }
+
+    /// A row to a cluster; `None` for one that is too wide.
+    fn split(row_len: usize, pack: usize) -> Option<Self> {
+        let threads = row_len.div_ceil(pack * SPLIT).next_multiple_of(WARP);
+        (threads <= Self::MAX_SPLIT_THREADS).then_some(Self::Split { pack, threads })
+    }
+
+    /// For scales by row.
+    fn by_row(x: DType, [n, row_len]: [usize; 2], pack: usize, has_clusters: bool) -> Self {
+        let split = Self::split(row_len, pack).filter(|_| has_clusters && n <= MAX_SPLIT_ROWS);
+        split.unwrap_or_else(|| Self::row(x, row_len, pack))
+    }
 }
 
 fn spec_gated(types: [DType; 2], share: Share, kind: Activation, is_scaled: bool, form: Form) -> KernelSpec {
     let spec = match share {
         Share::Packs(pack) => spec("gated", types, pack, kind).int("THREADS", THREADS as i64),
-        Share::Rows(HeldRow { pack, threads, items }) => {
-            spec("gated_row", types, pack, kind).int("THREADS", threads as i64).int("ITEMS", items as i64)
+        Share::Row { pack, is_held } => {
+            spec("gated_row", types, pack, kind).int("THREADS", ROW_THREADS as i64).int("HELD", i64::from(is_held))
+        }
+        Share::Split { pack, threads } => {
+            spec("gated_split", types, pack, kind).int("THREADS", threads as i64).int("SPLIT", SPLIT as i64)
         }
     };
     spec.int("SCALED", i64::from(is_scaled)).int("QUANTIZE", form as i64)
@@ -78,10 +121,18 @@ pub(super) fn gated(stream: &CudaStream, args: &Gated<'_>, sizes: [usize; 2]) ->
     }
     let operands = operands(args).map_err(|source| GATED.device(source))?;
     let form = Form::of(args.quantize.as_ref());
+    let pack = pack_len(i, &operands).min(MAX_PACK);
     let share = match form {
-        Form::Float | Form::Fixed => Share::Packs(pack_len(i, &operands).min(MAX_PACK)),
-        Form::PerGroup if i.is_multiple_of(GROUP) && pack_len(i, &operands) >= MAX_PACK => Share::Packs(MAX_PACK),
-        Form::PerRow | Form::PerGroup => Share::Rows(held_row(GATED, form, i, &operands, args.out.shape())?),
+        Form::Float | Form::Fixed => Share::Packs(pack),
+        Form::PerGroup => {
+            check_group_pack(GATED, pack)?;
+            let is_held = false;
+            if i.is_multiple_of(GROUP) { Share::Packs(pack) } else { Share::Row { pack, is_held } }
+        }
+        Form::PerRow => {
+            let has_clusters = stream.compute_capability() >= CLUSTER_CAPABILITY;
+            Share::by_row(args.gate_up.dtype(), sizes, pack, has_clusters)
+        }
     };
     launch_gated(stream, args, sizes, (share, form)).map_err(|source| GATED.device(source))
 }
@@ -111,9 +162,15 @@ fn launch_gated(
             params.usize_as_i32(num_packs)?.usize_as_i32(i / pack)?;
             Launch::new([blocks(num_packs, THREADS)?, 1, 1], [THREADS as u32, 1, 1])
         }
-        Share::Rows(row) => {
+        Share::Row { is_held, .. } => {
             params.usize_as_i32(i)?;
-            Launch::new([blocks(n, 1)?, 1, 1], [row.threads as u32, 1, 1])
+            let held_bytes = if is_held { i * size_of::<f32>() } else { 0 };
+            Launch::new([blocks(n, 1)?, 1, 1], [ROW_THREADS as u32, 1, 1]).shared_bytes(held_bytes as u32)
+        }
+        Share::Split { threads, .. } => {
+            params.usize_as_i32(i)?;
+            let launch = Launch::new([blocks(n * SPLIT, 1)?, 1, 1], [threads as u32, 1, 1]);
+            launch.cluster([SPLIT as u32, 1, 1])
         }
     };
     let spec = spec_gated([gate_up.dtype(), out.dtype()], share, *kind, scales.is_some(), form);
@@ -133,7 +190,8 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
     let decoders = [6144, 8960, 9728, 11_008, 12_288, 18_944, 25_600, 27_648, 29_568];
     let decoders = decoders.into_iter().flat_map(|i| [(i, true), (i, false)]).flat_map(|(i, is_scaled)| {
         let packs = [Form::Float, Form::Fixed, Form::PerGroup].map(|form| (form, Share::Packs(MAX_PACK)));
-        let rows = HeldRow::of(i, MAX_PACK).map(|row| (Form::PerRow, Share::Rows(row)));
+        let rows = Share::split(i, MAX_PACK).into_iter().chain([Share::row(DType::BF16, i, MAX_PACK)]);
+        let rows = rows.map(|share| (Form::PerRow, share));
         let spec =
             move |(form, share)| spec_gated([DType::BF16, Form::out(form, DType::BF16)], share, silu, is_scaled, form);
         packs.into_iter().chain(rows).map(spec)

@@ -4,12 +4,15 @@
 //
 // A thread computes packs of VEC elements: two of `activate`, THREADS packs apart, so that two loads are in flight; one
 // of `gated`, which has two loads anyway. Counts are in packs, under 2^31. SCALED: gate_up is an unscaled FP8 product.
-// `gated` also rounds to FP8 by groups where rows are whole groups. `gated_row` is for FP8 outputs whose scales depend on
-// a row (QUANTIZE, see quantize.cuh): its THREADS threads hold ITEMS packs each.
+// `gated` also rounds to FP8 by groups where rows are whole groups. What depends on a row is for FP8 outputs with a scale for each
+// row (quantize.cuh): in `gated_row` a block takes a row, which waits in shared memory for its largest value (HELD 1) or is read
+// again (HELD 0). In `gated_split` (sm_90) a cluster of SPLIT blocks takes it, a pack to a thread, for steps of few rows.
 //
-// Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 128 bytes of shared memory.
+// Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 4 bytes of shared memory for each of a row's elements with
+// HELD; of `gated_split` [SPLIT * n].
 // Bound: bytes, the input once and the output once; 16 element operations and two special functions per element keep
 // under half of the issue slots busy. gated with n 2048, i 9728, bf16: 120 MB, 25 us at 4.8 TB/s.
+#include "cluster.cuh"
 #include "quantize.cuh"
 
 #define PACKS 2
@@ -70,7 +73,7 @@ struct Pair {
     }
 };
 
-#ifndef ITEMS
+#if !defined(HELD) && !defined(SPLIT)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     gated(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
@@ -97,41 +100,135 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (exists) store_scaled(out + (u64_t)pack * VEC, y, factor);
 }
 
-#else
+#elif defined(HELD)
 
-struct HeldPairs {
-    Pair pairs[ITEMS];
-    ScaledBy by;
-    float factor;
-    int width;
-    __device__ __forceinline__ void values(int i, int at, float (&y)[VEC]) {
-        pairs[i].multiply(by, factor, at, width, y);
+// A row waits in shared memory, if HELD, for its largest value. A pack has two places there, of 16 bytes each, which are its
+// thread's alone and beside those of its warp: its gates and factors come to them, and what they make takes them. Copies keep a row
+// in flight whatever registers there are.
+struct Places {
+    f32_t* gates;
+    f32_t* factors;
+    __device__ __forceinline__ void fetch(const X_T* from, int at, int width) const {
+        cp_async16(shared_address(gates + at / 2), from + at);
+        cp_async16(shared_address(factors + at / 2), from + at + width);
     }
-    __device__ __forceinline__ void forget() {
+    __device__ __forceinline__ void load(Pair& pair, int at) const {
+        pair.gate = load_pack<VEC>(reinterpret_cast<const X_T*>(gates + at / 2));
+        pair.up = load_pack<VEC>(reinterpret_cast<const X_T*>(factors + at / 2));
+    }
+    __device__ __forceinline__ void put(int at, const float (&y)[VEC]) const {
+        float half[2][VEC / 2];
 #pragma unroll
-        for (int i = 0; i < ITEMS; ++i) {
-            ::forget(pairs[i].gate);
-            ::forget(pairs[i].up);
-        }
+        for (int e = 0; e < VEC; ++e) half[e / (VEC / 2)][e % (VEC / 2)] = y[e];
+        store_scaled(gates + at / 2, half[0], 1.0f);
+        store_scaled(factors + at / 2, half[1], 1.0f);
+    }
+    __device__ __forceinline__ void get(int at, float (&y)[VEC]) const {
+        const Pack<f32_t, VEC / 2> first = load_pack<VEC / 2>(gates + at / 2);
+        const Pack<f32_t, VEC / 2> second = load_pack<VEC / 2>(factors + at / 2);
+#pragma unroll
+        for (int e = 0; e < VEC; ++e) y[e] = e < VEC / 2 ? first[e] : second[e - VEC / 2];
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1024 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     gated_row(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
               OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int width) {
-    const int row = blockIdx.x, thread = threadIdx.x;
+    const int row = blockIdx.x, start = threadIdx.x * VEC, step = THREADS * VEC;
     const X_T* from = gate_up + (u64_t)row * 2 * width;
+    OUT_T* to = out + (u64_t)row * width;
     const ScaledBy by = {rows, columns};
-    const float factor = SCALED ? row_factor(by, row) : 1.0f;
-    // All loads first, so that they are in flight together.
-    HeldPairs held = {{}, by, factor, width};
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) {
-        const int at = (i * THREADS + thread) * VEC;
-        if (at < width) held.pairs[i].load(from + at, width);
+    const float by_row = SCALED ? row_factor(by, row) : 1.0f;
+#if QUANTIZE == TO_F8_GROUP
+    static_assert(VEC * 16 == F8_GROUP, "16 lanes hold a group");
+    for (int base = 0; base < width; base += step) {
+        const int at = base + start;
+        float y[VEC] = {};  // every lane stays for the shuffles
+        if (at < width) {
+            Pair pair;
+            pair.load(from + at, width);
+            pair.multiply(by, by_row, at, width, y);
+        }
+        const float top = group_max(magnitude_of(y));
+        if (at >= width) continue;
+        if (at % F8_GROUP == 0) out_scales[(u64_t)(at / F8_GROUP) * out_stride + row] = top / F8_MAX;
+        store_scaled(to + at, y, f8_factor(top));
     }
-    store_row<QUANTIZE, THREADS, ITEMS, VEC>(held, thread, row, width, out + (u64_t)row * width,
-                                             QuantizeTo{out_scales, out_factor, out_stride});
+#else
+#if HELD
+    static_assert(VEC * sizeof(X_T) == 16 && 2 * sizeof(X_T) == sizeof(f32_t), "what is made takes the place of what came");
+    extern __shared__ __align__(16) f32_t shared[];
+    const Places places = {shared, shared + width / 2};
+    for (int at = start; at < width; at += step) places.fetch(from, at, width);
+    cp_async_commit();
+    cp_async_wait<0>();
+#endif
+    float top = 0.0f;
+    for (int at = start; at < width; at += step) {
+        Pair pair;
+        float y[VEC];
+#if HELD
+        places.load(pair, at);
+        pair.multiply(by, by_row, at, width, y);
+        places.put(at, y);
+#else
+        pair.load(from + at, width);
+        pair.multiply(by, by_row, at, width, y);
+#endif
+        top = fmaxf(top, magnitude_of(y));
+    }
+    top = row_max<THREADS>(top);
+    if (threadIdx.x == 0) out_scales[row] = top / F8_MAX;
+    const float factor = f8_factor(top);
+    for (int at = start; at < width; at += step) {
+        float y[VEC];
+#if HELD
+        places.get(at, y);
+#else
+        Pair pair;
+        pair.load(from + at, width);
+        pair.multiply(by, by_row, at, width, y);
+#endif
+        store_scaled(to + at, y, factor);
+    }
+#endif
+}
+
+#else
+
+// The maximum over the threads of a cluster.
+__device__ __forceinline__ float cluster_max(float x, u32_t rank) {
+    constexpr int WARPS = THREADS / 32, ALL = WARPS * SPLIT;
+    __shared__ float partial[ALL];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    x = warp_max(x);
+    // Every block of the cluster runs by now.
+    cluster_wait();
+    if (lane < SPLIT) store_to_block(shared_address(&partial[rank * WARPS + warp]), (u32_t)lane, x);
+    cluster_arrive();
+    cluster_wait();
+    x = 0.0f;
+#pragma unroll
+    for (int i = 0; i < ALL; i += 32) x = fmaxf(x, i + lane < ALL ? partial[i + lane] : 0.0f);
+    return warp_max(x);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    gated_split(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
+                OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int width) {
+    const u32_t rank = blockIdx.x % SPLIT, row = blockIdx.x / SPLIT;
+    const int at = (rank * THREADS + threadIdx.x) * VEC;
+    const ScaledBy by = {rows, columns};
+    cluster_arrive();
+    float y[VEC] = {};
+    if (at < width) {
+        Pair pair;
+        pair.load(gate_up + (u64_t)row * 2 * width + at, width);
+        pair.multiply(by, SCALED ? row_factor(by, row) : 1.0f, at, width, y);
+    }
+    const float top = cluster_max(magnitude_of(y), rank);
+    if (at == 0) out_scales[row] = top / F8_MAX;
+    if (at < width) store_scaled(out + (u64_t)row * width + at, y, f8_factor(top));
 }
 
 #endif

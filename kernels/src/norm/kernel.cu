@@ -9,7 +9,7 @@
 // from memory, each thread its own elements. Which thread sums what depends on `d` alone, never on the number of rows.
 //
 // `add` may be an unscaled product (ADDS_SCALED), and `out` FP8 (QUANTIZE, see quantize.cuh); a row that is quantised is
-// always held.
+// always held. What RMSNorm gives is largest where |x * weight| is, so that a row's scale needs no barrier of its own.
 //
 // Grid: [ceil(m / rows per block)]. Shared memory: 128 bytes where a block takes a row.
 // Bound: bytes, m * d * (residual twice, add, extra, out); weight and bias stay in L2. 42 MB for m 2048, d 2560, bf16,
@@ -21,10 +21,13 @@
 #define ADDS_SCALED 4  // the rows are an unscaled product
 
 #define ROWS_PER_BLOCK (THREADS == 32 ? 4 : 1)
+#define ROUNDS_BY_ROW (QUANTIZE == TO_F8_ROW && !LAYER)
 
 // Where a warp holds a row (sm_100, ITEMS 4) or a row is quantised, the compiler would rather spill than have fewer blocks
-// at once.
-#if THREADS == 32 || QUANTIZE != TO_FLOAT
+// at once; a row that is rounded by itself takes so few registers that three quarters of the threads fit.
+#if ROUNDS_BY_ROW && ITEMS == 1 && THREADS > 32 && !(ADDS & ADDS_EXTRA)
+#define BOUNDS __launch_bounds__(THREADS, 1536 / THREADS)
+#elif THREADS == 32 || QUANTIZE != TO_FLOAT
 #define BOUNDS __launch_bounds__(THREADS * ROWS_PER_BLOCK, 1)
 #else
 #define BOUNDS __launch_bounds__(THREADS * ROWS_PER_BLOCK)
@@ -160,7 +163,31 @@ struct Held {
 };
 #endif
 
-#if QUANTIZE != TO_FLOAT
+#if ROUNDS_BY_ROW
+__device__ __forceinline__ float largest_of(const Pack<X_T, VEC>& x, const Pack<W_T, VEC>& weight) {
+    float y[VEC];
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) y[e] = x[e] * weight[e];
+    return magnitude_of(y);
+}
+
+// The sum and the maximum over the threads of a row, by one barrier.
+__device__ __forceinline__ void row_sum_and_max(float& sum, float& top) {
+    sum = warp_sum(sum);
+    top = warp_max(top);
+#if THREADS > 32
+    __shared__ float sums[THREADS / 32], tops[THREADS / 32];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    if (lane == 0) {
+        sums[warp] = sum;
+        tops[warp] = top;
+    }
+    __syncthreads();
+    sum = warp_sum(lane < THREADS / 32 ? sums[lane] : 0.0f);
+    top = warp_max(lane < THREADS / 32 ? tops[lane] : 0.0f);
+#endif
+}
+#elif QUANTIZE != TO_FLOAT
 // A held row as it is normalised.
 struct HeldNorm {
     Held& held;
@@ -206,12 +233,27 @@ extern "C" __global__ void BOUNDS
     float squares = 0.0f;
     held.each(thread, d,
               [&](int, const Pack<X_T, VEC>& x, const Pack<W_T, VEC>&) { squares += squares_of(x, mean); });
+#if ROUNDS_BY_ROW
+    float top = 0.0f;
+    held.each(thread, d, [&](int, const Pack<X_T, VEC>& x, const Pack<W_T, VEC>& w) {
+        top = fmaxf(top, largest_of(x, w));
+    });
+    row_sum_and_max(squares, top);
+    const float scale = rsqrtf(squares * inverse_d + eps);
+    top *= scale;
+    if (thread == 0) out_scales[i] = top / F8_MAX;
+    const float factor = f8_factor(top);
+#else
     const float scale = rsqrtf(row_sum(squares) * inverse_d + eps);
 #if QUANTIZE == TO_FLOAT
+    const float factor = 1.0f;
+#endif
+#endif
+#if QUANTIZE == TO_FLOAT || ROUNDS_BY_ROW
     held.each(thread, d, [&](int at, const Pack<X_T, VEC>& x, const Pack<W_T, VEC>& w) {
         float y[VEC];
         normalise(x, w, bias, mean, scale, at, y);
-        store_scaled(out + start + at, y, 1.0f);
+        store_scaled(out + start + at, y, factor);
     });
 #else
     HeldNorm normed = {held, bias, mean, scale};

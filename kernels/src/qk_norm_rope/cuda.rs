@@ -18,23 +18,42 @@ const THREADS: usize = 128;
 /// The most pairs that a lane holds.
 const MAX_PAIRS: usize = 8;
 
+/// `HEADS_EACH` of the kernel for steps of many rows, at most; how many of its blocks a multiprocessor has; and from how many rows on
+/// it is taken: with fewer there are too few threads.
+const MAX_HEADS_EACH: usize = 3;
+const BLOCKS_PER_SM: u32 = 4;
+const MANY_ROWS: usize = 1024;
+
 /// How a head is shared out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Plan {
     /// A power of two of lanes, each with a pack of pairs: `lanes * pack` pairs, which are the whole head.
     Packed { lanes: usize, pack: usize },
+    /// The same with so many heads to a thread, row after row.
+    Rows { lanes: usize, pack: usize, heads_each: usize },
     /// A warp, element by element.
     Any,
 }
 
-/// `operands` are those whose heads are cut into packs.
-fn plan(head_dim: usize, pairs: usize, operands: &[Operand]) -> Plan {
+/// Bytes of an asynchronous copy.
+const COPY_BYTES: usize = 16;
+
+/// For `n` rows of so many heads of `qkv`; `operands` are those whose heads are cut into packs.
+fn plan([n, heads]: [usize; 2], qkv: DType, head_dim: usize, pairs: usize, operands: &[Operand]) -> Plan {
     if pairs == 0 || 2 * pairs != head_dim {
         return Plan::Any;
     }
     let pack = pack_len(pairs, operands).min(MAX_PAIRS);
     let lanes = pairs / pack;
-    if lanes.is_power_of_two() && lanes <= WARP { Plan::Packed { lanes, pack } } else { Plan::Any }
+    if !lanes.is_power_of_two() || lanes > WARP {
+        return Plan::Any;
+    }
+    if n < MANY_ROWS || pack * qkv.size_bytes() != COPY_BYTES {
+        return Plan::Packed { lanes, pack };
+    }
+    let groups = heads.div_ceil(THREADS / lanes).max(1);
+    // As evenly as blocks that are no more than needed share them out.
+    Plan::Rows { lanes, pack, heads_each: groups.div_ceil(groups.div_ceil(MAX_HEADS_EACH)) }
 }
 
 /// Element types; without a norm, its weights have the activations'.
@@ -60,6 +79,10 @@ fn spec(dtypes: DTypes, plan: Plan, has_norm: bool, is_scaled: bool) -> KernelSp
     };
     match plan {
         Plan::Packed { lanes, pack } => with_types("qk_norm_rope").int("VEC", pack as i64).int("LANES", lanes as i64),
+        Plan::Rows { lanes, pack, heads_each } => {
+            let spec = with_types("qk_norm_rope_rows").int("VEC", pack as i64).int("LANES", lanes as i64);
+            spec.int("HEADS_EACH", heads_each as i64)
+        }
         Plan::Any => with_types("qk_norm_rope_any"),
     }
 }
@@ -70,20 +93,24 @@ pub(super) fn qk_norm_rope(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Si
 
 fn launch(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Sizes) -> Result<(), DeviceError> {
     let Sizes { n, num_heads, num_kv_heads, head_dim, pairs, max_positions, num_slots } = sizes;
-    let plan = plan(head_dim, pairs, &packed_operands(args)?);
+    let heads = num_heads + 2 * num_kv_heads;
+    let plan = plan([n, heads], args.qkv.dtype(), head_dim, pairs, &packed_operands(args)?);
     let mut params = params(args)?;
     params.f32(args.norm.map_or(0.0, |norm| norm.eps)).usize_as_i32(n)?;
     params.usize_as_i32(num_heads)?.usize_as_i32(num_kv_heads)?;
     params.usize_as_i32(max_positions)?.usize_as_i32(args.layout.page)?.usize_as_i32(num_slots)?;
-    let heads_per_block = match plan {
-        Plan::Packed { lanes, .. } => THREADS / lanes,
+    let grid = match plan {
+        Plan::Packed { lanes, .. } => [blocks(n * heads, THREADS / lanes)?, 1, 1],
+        Plan::Rows { lanes, heads_each, .. } => {
+            let of_a_row = blocks(heads, THREADS / lanes * heads_each)?;
+            [(stream.num_sms() * BLOCKS_PER_SM).div_ceil(of_a_row).min(blocks(n, 1)?), of_a_row, 1]
+        }
         Plan::Any => {
             params.usize_as_i32(head_dim)?.usize_as_i32(pairs)?;
-            THREADS / WARP
+            [blocks(n * heads, THREADS / WARP)?, 1, 1]
         }
     };
-    let num_units = n * (num_heads + 2 * num_kv_heads);
-    let launch = Launch::new([blocks(num_units, heads_per_block)?, 1, 1], [THREADS as u32, 1, 1]);
+    let launch = Launch::new(grid, [THREADS as u32, 1, 1]);
     let spec = spec(dtypes(args), plan, args.norm.is_some(), is_scaled(args));
     // SAFETY: `operands::check` has found every operand of the size that `sizes` says, the parameters are the kernel's,
     // and the kernel takes positions, axes and slots inside of these sizes only.
@@ -141,8 +168,11 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
     let mut variants = Vec::new();
     for (cache, is_scaled) in [(bf16, false), (bf16, true), (DType::F8E4M3, false), (DType::F8E4M3, true)] {
         let dtypes = DTypes { qkv: bf16, out: bf16, cache, q_weight: bf16, k_weight: bf16 };
-        let plan = plan(128, 64, &[bf16, DType::F32, cache].map(Operand::aligned));
-        variants.extend([true, false].map(|has_norm| spec(dtypes, plan, has_norm, is_scaled)));
+        let (lanes, pack) = (8, MAX_PAIRS);
+        let rows = (1..=MAX_HEADS_EACH).map(|heads_each| Plan::Rows { lanes, pack, heads_each });
+        for plan in rows.chain([Plan::Packed { lanes, pack }]) {
+            variants.extend([true, false].map(|has_norm| spec(dtypes, plan, has_norm, is_scaled)));
+        }
     }
     variants
 }
@@ -151,15 +181,23 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
 mod tests {
     use foveal_device::DType;
 
-    use super::{Operand, Plan, plan};
+    use super::{MANY_ROWS, Operand, Plan, plan};
 
     #[test]
     fn whole_heads_are_packed() {
         let bf16 = [Operand::aligned(DType::BF16), Operand::aligned(DType::F32)];
-        assert_eq!(plan(64, 32, &bf16), Plan::Packed { lanes: 4, pack: 8 });
-        assert_eq!(plan(128, 64, &bf16), Plan::Packed { lanes: 8, pack: 8 });
-        assert_eq!(plan(128, 64, &bf16[1..]), Plan::Packed { lanes: 16, pack: 4 });
-        assert_eq!(plan(2, 1, &bf16), Plan::Packed { lanes: 1, pack: 1 });
+        let few = |head_dim, operands| plan([1, 48], DType::BF16, head_dim, head_dim / 2, operands);
+        assert_eq!(few(64, &bf16), Plan::Packed { lanes: 4, pack: 8 });
+        assert_eq!(few(128, &bf16), Plan::Packed { lanes: 8, pack: 8 });
+        assert_eq!(few(128, &bf16[1..]), Plan::Packed { lanes: 16, pack: 4 });
+        assert_eq!(few(2, &bf16), Plan::Packed { lanes: 1, pack: 1 });
+        // The published models' heads, sixteen at once.
+        for (heads, heads_each) in [(16, 1), (32, 2), (36, 3), (48, 3), (64, 2), (72, 3), (80, 3), (6, 1)] {
+            let many = plan([MANY_ROWS, heads], DType::BF16, 128, 64, &bf16);
+            assert_eq!(many, Plan::Rows { lanes: 8, pack: 8, heads_each }, "{heads}");
+        }
+        let wide = plan([MANY_ROWS, 48], DType::F32, 128, 64, &[Operand::aligned(DType::F32), bf16[0]]);
+        assert_eq!(wide, Plan::Packed { lanes: 8, pack: 8 }, "a pack takes two copies");
     }
 
     #[test]
@@ -167,7 +205,7 @@ mod tests {
         let bf16 = [Operand::aligned(DType::BF16)];
         // Partly turned (Qwen3.5), of no power of two of packs, nothing turned, too wide for a warp.
         for (head_dim, pairs) in [(256, 32), (96, 48), (11, 4), (6, 0), (1024, 512)] {
-            assert_eq!(plan(head_dim, pairs, &bf16), Plan::Any, "{head_dim} {pairs}");
+            assert_eq!(plan([1, 48], DType::BF16, head_dim, pairs, &bf16), Plan::Any, "{head_dim} {pairs}");
         }
     }
 }

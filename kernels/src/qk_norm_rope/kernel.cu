@@ -12,9 +12,12 @@
 //
 // `qk_norm_rope`: whole heads are turned. LANES lanes take a head of 2 * LANES * VEC elements, VEC pairs each: two loads
 // of up to 16 bytes, log2(LANES) shuffles, two stores. A warp has 32 / LANES heads, of one row mostly.
+// `qk_norm_rope_rows`: the same for steps of many rows. A block takes row after row, HEADS_EACH heads of each to a thread, with the
+// next two rows on their way to shared memory; a row's angles are looked up once for all of a thread's heads.
 // `qk_norm_rope_any`: any head_dim and any number of turned pairs; a warp takes a head and reads it twice.
 //
-// Grid: [ceil(n * heads / heads per block)], blocks of 128. No shared memory.
+// Grid: [ceil(n * heads / heads per block)]; of `qk_norm_rope_rows` [as many as run at once, ceil(heads / heads per block)]. Blocks of
+// 128. Shared memory: of `qk_norm_rope_rows` 12 KiB * HEADS_EACH.
 // Bound: bytes, qkv read and written once: n 2048, 48 heads of 128, bf16: 50 MB, 10.5 us at 4.8 TB/s. At few rows it is the
 // latency of three dependent loads: the position, the tables' row, and the arithmetic after them.
 #include "quantize.cuh"
@@ -80,7 +83,7 @@ __device__ __forceinline__ void scale_input(float (&x)[VEC], const ScaledBy& by,
     if (by.columns != nullptr) {
         const Pack<f32_t, VEC> columns = factors_of<VEC>(by, at);
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) x[e] = x[e] * row * columns[e];
+        for (int e = 0; e < VEC; ++e) x[e] = __fmul_rn(x[e] * row, columns[e]);
     }
     if (bias == nullptr) return;
     const Pack<f32_t, VEC> add = load_pack<VEC>(bias + at);
@@ -101,8 +104,7 @@ struct Angles {
     float cos[VEC], sin[VEC];
 };
 
-__device__ __forceinline__ Angles angles_of(const Rope& rope, u32_t row, int pair) {
-    const Place place = place_of(rope, row);
+__device__ __forceinline__ Angles angles_of(const Rope& rope, const Place& place, int pair) {
     Angles angles;
     if (place.at[0] == place.at[1] && place.at[0] == place.at[2] && place.at[0] >= 0) {
         // Text: one row of the tables.
@@ -124,48 +126,49 @@ __device__ __forceinline__ void turn_half(Half& x, const Angles& angles) {
 #pragma unroll
     for (int e = 0; e < VEC; ++e) {
         const float a = x.first[e], b = x.second[e];
-        x.first[e] = a * angles.cos[e] - b * angles.sin[e];
-        x.second[e] = b * angles.cos[e] + a * angles.sin[e];
+        // As written, so that every form of the kernel rounds alike.
+        x.first[e] = fmaf(a, angles.cos[e], -(b * angles.sin[e]));
+        x.second[e] = fmaf(b, angles.cos[e], a * angles.sin[e]);
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
-    qk_norm_rope(const X_T* __restrict__ qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
-                 const i32_t* __restrict__ positions, const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
-                 const u8_t* __restrict__ axis_of_pair, const i64_t* __restrict__ slots, CACHE_T* __restrict__ k_cache,
-                 CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out, const f32_t* __restrict__ scale_rows,
-                 const f32_t* __restrict__ scale_columns, const f32_t* __restrict__ bias, float k_factor,
-                 float v_factor, float eps, int n, int num_heads, int num_kv_heads, int max_positions, int page,
-                 int num_slots) {
-    const u32_t heads = num_heads + 2 * num_kv_heads;
-    const u32_t unit = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
-    const u32_t row = unit / heads, head = unit % heads;
-    const int pair = threadIdx.x % LANES * VEC;
-    const bool exists = row < (u32_t)n; // every lane stays for the shuffles
-    const bool is_q = head < (u32_t)num_heads, is_v = head >= (u32_t)(num_heads + num_kv_heads);
+// What the heads of all rows share.
+struct Shared {
+    const QW_T* q_weight;
+    const KW_T* k_weight;
+    ScaledBy by;
+    const f32_t* bias;
+    CACHE_T* k_cache;
+    CACHE_T* v_cache;
+    OUT_T* q_out;
+    float k_factor, v_factor, eps;
+    int num_heads, num_kv_heads, page, num_slots;
+};
 
-    // All loads before the sum: what depends on the position is the longest chain.
-    Half x = {};
-    Angles angles = {};
-    i64_t slot = -1;
-    if (exists) {
-        slot = slots[row];
-        const X_T* from = qkv + (u64_t)unit * HEAD_DIM + pair;
-        const Pack<X_T, VEC> first = load_pack<VEC>(from), second = load_pack<VEC>(from + HEAD_DIM / 2);
+// What the heads of a row share.
+struct Row {
+    u32_t at;
+    i64_t slot;
+    float factor;
+};
+
+// A lane's part of a head from qkv to where it belongs; every lane of the warp comes here, also those without a head.
+__device__ __forceinline__ void store_head(const Pack<X_T, VEC>& first, const Pack<X_T, VEC>& second, bool exists,
+                                           const Shared& all, const Row& row, const Angles& angles, int head, int pair) {
+    const bool is_q = head < all.num_heads, is_v = head >= all.num_heads + all.num_kv_heads;
+    Half x;
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) {
-            x.first[e] = first[e];
-            x.second[e] = second[e];
-        }
-#if SCALED
-        const ScaledBy by = {scale_rows, scale_columns};
-        const float factor = row_factor(by, row);
-        scale_input(x.first, by, factor, bias, head * HEAD_DIM + pair);
-        scale_input(x.second, by, factor, bias, head * HEAD_DIM + HEAD_DIM / 2 + pair);
-#endif
-        const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
-        if (!is_v) angles = angles_of(rope, row, pair);
+    for (int e = 0; e < VEC; ++e) {
+        x.first[e] = first[e];
+        x.second[e] = second[e];
     }
+#if SCALED
+    if (exists) {
+        const int column = head * HEAD_DIM + pair;
+        scale_input(x.first, all.by, row.factor, all.bias, column);
+        scale_input(x.second, all.by, row.factor, all.bias, column + HEAD_DIM / 2);
+    }
+#endif
 #if NORM
     float squares = 0.0f;
 #pragma unroll
@@ -175,28 +178,138 @@ extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
     }
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-    const float scale = rsqrtf(squares * (1.0f / HEAD_DIM) + eps);
-#endif
-    if (!exists) return;
-
-#if NORM
+    const float scale = rsqrtf(squares * (1.0f / HEAD_DIM) + all.eps);
     if (is_q) {
-        scale_half(x, q_weight + pair, scale);
+        scale_half(x, all.q_weight + pair, scale);
     } else if (!is_v) {
-        scale_half(x, k_weight + pair, scale);
+        scale_half(x, all.k_weight + pair, scale);
     }
 #endif
     if (!is_v) turn_half(x, angles);
+    if (!exists) return;
     if (is_q) {
-        store_half(q_out + ((u64_t)row * num_heads + head) * HEAD_DIM + pair, x, 1.0f);
-        return;
+        store_half(all.q_out + ((u64_t)row.at * all.num_heads + head) * HEAD_DIM + pair, x, 1.0f);
+    } else if (row.slot >= 0 && row.slot < all.num_slots) {
+        const u32_t kv_head = head - all.num_heads - (is_v ? all.num_kv_heads : 0);
+        CACHE_T* cache = is_v ? all.v_cache : all.k_cache;
+        store_half(cache + cache_at((u32_t)row.slot, all.page, all.num_kv_heads, kv_head, HEAD_DIM) + pair, x,
+                   is_v ? all.v_factor : all.k_factor);
     }
-    if (slot < 0 || slot >= num_slots) return;
-    const u32_t kv_head = head - num_heads - (is_v ? num_kv_heads : 0);
-    CACHE_T* cache = is_v ? v_cache : k_cache;
-    store_half(cache + cache_at((u32_t)slot, page, num_kv_heads, kv_head, HEAD_DIM) + pair, x,
-               is_v ? v_factor : k_factor);
 }
+
+#ifndef HEADS_EACH
+
+extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
+    qk_norm_rope(const X_T* __restrict__ qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
+                 const i32_t* __restrict__ positions, const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
+                 const u8_t* __restrict__ axis_of_pair, const i64_t* __restrict__ slots, CACHE_T* __restrict__ k_cache,
+                 CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out, const f32_t* __restrict__ scale_rows,
+                 const f32_t* __restrict__ scale_columns, const f32_t* __restrict__ bias, float k_factor,
+                 float v_factor, float eps, int n, int num_heads, int num_kv_heads, int max_positions, int page,
+                 int num_slots) {
+    const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,  q_out,
+                        k_factor, v_factor, eps,                         num_heads, num_kv_heads, page, num_slots};
+    const u32_t heads = num_heads + 2 * num_kv_heads;
+    const u32_t unit = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
+    const u32_t head = unit % heads;
+    const int pair = threadIdx.x % LANES * VEC;
+    Row row = {unit / heads, -1, 1.0f};
+    const bool exists = row.at < (u32_t)n;
+
+    // All loads before the sum: what depends on the position is the longest chain.
+    Pack<X_T, VEC> first = {}, second = {};
+    Angles angles = {};
+    if (exists) {
+        row.slot = slots[row.at];
+        const X_T* from = qkv + (u64_t)unit * HEAD_DIM + pair;
+        first = load_pack<VEC>(from);
+        second = load_pack<VEC>(from + HEAD_DIM / 2);
+#if SCALED
+        row.factor = row_factor(all.by, row.at);
+#endif
+        const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
+        if (head < (u32_t)(num_heads + num_kv_heads)) angles = angles_of(rope, place_of(rope, row.at), pair);
+    }
+    store_head(first, second, exists, all, row, angles, head, pair);
+}
+
+#else
+
+#define STAGES 3
+
+// Parts of rows on their way to shared memory. Each thread's places are its own, so that nobody waits for another.
+struct Ring {
+    Vec<X_T, VEC> at[STAGES][HEADS_EACH][2][THREADS];
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
+    qk_norm_rope_rows(const X_T* __restrict__ qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
+                      const i32_t* __restrict__ positions, const f32_t* __restrict__ cos,
+                      const f32_t* __restrict__ sin, const u8_t* __restrict__ axis_of_pair,
+                      const i64_t* __restrict__ slots, CACHE_T* __restrict__ k_cache, CACHE_T* __restrict__ v_cache,
+                      OUT_T* __restrict__ q_out, const f32_t* __restrict__ scale_rows,
+                      const f32_t* __restrict__ scale_columns, const f32_t* __restrict__ bias, float k_factor,
+                      float v_factor, float eps, int n, int num_heads, int num_kv_heads, int max_positions, int page,
+                      int num_slots) {
+    static_assert(VEC * sizeof(X_T) == 16, "a copy brings a pack");
+    constexpr int AT_ONCE = THREADS / LANES;
+    __shared__ Ring ring;
+    const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,  q_out,
+                        k_factor, v_factor, eps,                         num_heads, num_kv_heads, page, num_slots};
+    const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
+    const int heads = num_heads + 2 * num_kv_heads, step = gridDim.x;
+    const int first_head = blockIdx.y * (AT_ONCE * HEADS_EACH) + threadIdx.x / LANES;
+    const int pair = threadIdx.x % LANES * VEC;
+    const bool turns = first_head < num_heads + num_kv_heads;
+
+    const auto fetch = [&](int stage, int row) {
+#pragma unroll
+        for (int h = 0; h < HEADS_EACH; ++h) {
+            const int head = first_head + h * AT_ONCE;
+            if (row >= n || head >= heads) continue;
+            const X_T* from = qkv + ((u64_t)row * heads + head) * HEAD_DIM + pair;
+            cp_async16(shared_address(&ring.at[stage][h][0][threadIdx.x]), from);
+            cp_async16(shared_address(&ring.at[stage][h][1][threadIdx.x]), from + HEAD_DIM / 2);
+        }
+        cp_async_commit();
+    };
+    const auto row_of = [&](int at) -> Row {
+#if SCALED
+        return {(u32_t)at, slots[at], row_factor(all.by, at)};
+#else
+        return {(u32_t)at, slots[at], 1.0f};
+#endif
+    };
+
+    int stage = 0;
+    fetch(0, blockIdx.x);
+    fetch(1, blockIdx.x + step);
+    Row row = row_of(blockIdx.x);
+    Angles angles = {};
+    if (turns) angles = angles_of(rope, place_of(rope, blockIdx.x), pair);
+    for (int at = blockIdx.x; at < n; at += step) {
+        fetch((stage + 2) % STAGES, at + 2 * step);
+        const int next = min(at + step, n - 1);
+        const Row next_row = row_of(next);
+        const Place next_place = place_of(rope, next);
+        cp_async_wait<2>();
+#pragma unroll
+        for (int h = 0; h < HEADS_EACH; ++h) {
+            const int head = first_head + h * AT_ONCE;
+            Pack<X_T, VEC> first = {}, second = {};
+            if (head < heads) {
+                first.pieces[0] = ring.at[stage][h][0][threadIdx.x];
+                second.pieces[0] = ring.at[stage][h][1][threadIdx.x];
+            }
+            store_head(first, second, head < heads, all, row, angles, head, pair);
+        }
+        row = next_row;
+        if (turns) angles = angles_of(rope, next_place, pair);
+        stage = (stage + 1) % STAGES;
+    }
+}
+
+#endif
 
 #else
 

@@ -206,7 +206,7 @@ impl Case {
 
 fn any_shape_and_type_is_the_equation(device: &Device) {
     // Qwen3-VL-2B's heads, heads of 64, tiny, odd with partial rotary, empty, one kv head, nothing turned, whole heads of
-    // no power of two.
+    // no power of two, and a step so long that threads take several rows.
     let shapes = [
         Dims(24, 16, 8, 128, 64),
         Dims(33, 5, 2, 64, 32),
@@ -216,6 +216,7 @@ fn any_shape_and_type_is_the_equation(device: &Device) {
         Dims(40, 7, 1, 16, 8),
         Dims(2, 2, 1, 6, 0),
         Dims(3, 4, 2, 96, 48),
+        Dims(1027, 2, 1, 16, 8),
     ];
     for (dims, dtype) in shapes.into_iter().flat_map(|dims| ACTIVATIONS.map(|dtype| (dims, dtype))) {
         let case = Case::new(device, dims, dtype);
@@ -234,7 +235,7 @@ fn any_shape_and_type_is_the_equation(device: &Device) {
 
 fn an_unscaled_product_goes_into_an_f8_cache(device: &Device) {
     // Of the packed kernel and of the one for any head; with a norm, and with a bias instead as Qwen2 has it.
-    for dims in [Dims(33, 16, 8, 128, 64), Dims(5, 3, 3, 11, 4), Dims(7, 4, 2, 64, 32)] {
+    for dims in [Dims(33, 16, 8, 128, 64), Dims(5, 3, 3, 11, 4), Dims(7, 4, 2, 64, 32), Dims(1026, 2, 1, 16, 8)] {
         let Dims(n, num_heads, num_kv_heads, head_dim, _) = dims;
         let width = (num_heads + 2 * num_kv_heads) * head_dim;
         let positive = |seed, len| {
@@ -323,25 +324,35 @@ fn what_is_outside_is_refused_or_left_out(device: &Device) {
 fn a_row_depends_on_itself_alone(device: &Device) {
     let dtypes = prop::sample::select(ACTIVATIONS.to_vec());
     proptest!(ProptestConfig::with_cases(16), |(n in 1_usize..80, dtype in dtypes, pick in 0_usize..80)| {
-        let (row, dims) = (pick % n, Dims(n, 4, 2, 64, 24));
-        let batch = Case::new(device, dims, dtype);
-        let len = 8 * 64;
+        check_alone(device, n, 24, dtype, &[pick % n]);
+    });
+    for (n, dtype) in [(33, DType::BF16), (1030, DType::BF16), (1030, DType::F32)] {
+        check_alone(device, n, 32, dtype, &[0, 2, n / 2, n - 1]);
+    }
+}
+
+/// Some of `n` rows of heads of 64, of which so many pairs are turned, against each alone.
+fn check_alone(device: &Device, n: usize, pairs: usize, dtype: DType, picked: &[usize]) {
+    let dims = |n| Dims(n, 4, 2, 64, pairs);
+    let batch = Case::new(device, dims(n), dtype);
+    let (all, len) = (batch.run(device), 8 * 64);
+    for &row in picked {
         let own = &load(&batch.qkv)[row * len..(row + 1) * len];
         let alone = Case {
             qkv: store(device, own, dtype, &[1, len]),
             positions: (0..3).map(|axis| batch.positions[axis * n + row]).collect(),
             slots: vec![batch.slots[row]],
             num_blocks: batch.num_blocks,
-            ..Case::new(device, Dims(1, 4, 2, 64, 24), dtype)
+            ..Case::new(device, dims(1), dtype)
         };
-        let (all, one) = (batch.run(device), alone.run(device));
+        let one = alone.run(device);
         assert_bitwise_equal(&load(&all.q)[row * 256..(row + 1) * 256], &load(&one.q));
         let slot = batch.slots[row] as usize;
         for (head, (all, one)) in (0..2).flat_map(|head| [(head, (&all.k, &one.k)), (head, (&all.v, &one.v))]) {
             let at = ((slot / PAGE * 2 + head) * PAGE + slot % PAGE) * 64;
             assert_bitwise_equal(&load(all)[at..at + 64], &load(one)[at..at + 64]);
         }
-    });
+    }
 }
 
 fn misfits_are_named(device: &Device) {

@@ -49,11 +49,19 @@ pub(crate) fn held_row(
     out: &foveal_device::Shape,
 ) -> Result<HeldRow, OpError> {
     let pack = pack_len(d, operands).min(8);
-    if form == Form::PerGroup && pack * 16 != GROUP {
-        let reason = "must be aligned to 16 bytes and have a multiple of 8 columns, for scales by group on CUDA";
-        return Err(OpError::Mismatch { op: op.0, arg: "out", reason });
+    if form == Form::PerGroup {
+        check_group_pack(op, pack)?;
     }
     HeldRow::of(d, pack).ok_or_else(|| op.bad_shape("out", out, MAX_HELD_ROW.to_owned()))
+}
+
+/// Sixteen lanes hold a group.
+pub(crate) fn check_group_pack(op: Op, pack: usize) -> Result<(), OpError> {
+    if pack * 16 == GROUP {
+        return Ok(());
+    }
+    let reason = "must be aligned to 16 bytes and have a multiple of 8 columns, for scales by group on CUDA";
+    Err(OpError::Mismatch { op: op.0, arg: "out", reason })
 }
 
 /// The parameters of `QuantizeTo`, in order.

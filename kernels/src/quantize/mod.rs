@@ -27,7 +27,7 @@ use crate::OpError;
 use crate::check::Op;
 
 pub(crate) use cpu::{QuantizedOut, RowQuantizer, ScaledRows, with_scratch};
-pub(crate) use cuda::{Form, held_row, quantize_params, scale_params, variants};
+pub(crate) use cuda::{Form, check_group_pack, held_row, quantize_params, scale_params, variants};
 
 const OP: Op = Op("quantize");
 

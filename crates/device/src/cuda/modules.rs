@@ -71,7 +71,13 @@ impl LoadedKernel {
         // SAFETY: the module was loaded just now and the name ends with a zero.
         let function = unsafe { result::module::get_function(module, name) };
         let function = function.map_err(driver_error("cuModuleGetFunction"))?;
-        Ok(Self { module, function, allowed_shared_bytes: AtomicU32::new(PLAIN_SHARED_BYTES) })
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
+        // SAFETY: the function is the one that was found just now.
+        let own = unsafe { result::function::get_function_attribute(function, attribute) };
+        let own = own.map_err(driver_error("cuFuncGetAttribute"))?;
+        // Static variables take their part of what needs no asking.
+        let plain = PLAIN_SHARED_BYTES.saturating_sub(u32::try_from(own).unwrap_or_default());
+        Ok(Self { module, function, allowed_shared_bytes: AtomicU32::new(plain) })
     }
 
     pub(super) fn function(&self) -> sys::CUfunction {
