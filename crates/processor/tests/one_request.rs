@@ -4,17 +4,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::golden_processor;
-use foveal_processor::{ChatRequest, ContentPart, ImageInput, ImagePixels, Message, Processor, ProcessorError, Role};
-use foveal_types::{HeapPixels, PreparedRequest, SamplingParams, TokenId};
-
-fn prepare(processor: &Processor, chat: &ChatRequest) -> Result<PreparedRequest, ProcessorError> {
-    processor.prepare(chat, SamplingParams::default(), &HeapPixels)
-}
-
-fn user(parts: Vec<ContentPart>) -> ChatRequest {
-    ChatRequest::new(vec![Message::parts(Role::User, parts)])
-}
+use common::{golden_processor, prepare, user};
+use foveal_processor::{ChatRequest, ContentPart, ImageInput, ImagePixels, ProcessorError};
+use foveal_types::{SamplingParams, TokenId};
 
 /// The picture's pixel limits of one chat: inside of the model's they hold, outside they are refused by name.
 #[test]

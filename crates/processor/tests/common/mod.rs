@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use foveal_mrope::{PositionRule, TemporalRule};
 use foveal_processor::{
-    ChatRequest, Content, ContentPart, ImageInput, ImagePixels, Limits, Message, Processor, ProcessorSettings, Role,
-    VideoFrames, VideoMeta,
+    ChatRequest, Content, ContentPart, ImageInput, ImagePixels, Limits, Message, Processor, ProcessorError,
+    ProcessorSettings, Role, VideoFrames, VideoMeta,
 };
-use foveal_types::TokenId;
+use foveal_types::{HeapPixels, PreparedRequest, SamplingParams, TokenId};
 use proptest::test_runner::Config as ProptestConfig;
 use serde_json::Value;
 
@@ -145,4 +145,19 @@ pub fn chat(json: &Value) -> ChatRequest {
 /// Properties with this many cases; a failing case is printed, and no file is written beside the tests.
 pub fn cases(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// Prepares a chat as it comes.
+pub fn prepare(processor: &Processor, chat: &ChatRequest) -> Result<PreparedRequest, ProcessorError> {
+    processor.prepare(chat, SamplingParams::default(), &HeapPixels)
+}
+
+/// One turn of the user.
+pub fn user(parts: Vec<ContentPart>) -> ChatRequest {
+    ChatRequest::new(vec![Message::parts(Role::User, parts)])
+}
+
+/// A part of a turn.
+pub fn text(text: &str) -> ContentPart {
+    ContentPart::Text(text.to_owned())
 }
