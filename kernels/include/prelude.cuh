@@ -215,6 +215,13 @@ __device__ __forceinline__ void wait_for_the_kernel_before() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
+// What every thread of a kernel does first whose launch may begin early (`crate::cuda::following`): all kernels before it have ended
+// then, and the next one's blocks may come. A pointer to what a step writes has no `__restrict__` there, since the compiler may
+// read a restricted one before the wait; weights and their scales are there long before.
+__device__ __forceinline__ void follow_the_kernel_before() {
+    wait_for_the_kernel_before();
+    let_the_next_kernel_stand_by();
+}
 
 // ---- packs: N elements of one type as they lie in memory, moved in pieces of at most 16 bytes, used as float32 ----
 

@@ -1,6 +1,6 @@
 //! What the operators' CUDA sides share: the headers that kernels include, and the list of all kernels.
 
-use foveal_device::{Header, KernelSpec};
+use foveal_device::{CudaStream, Header, KernelSpec, Launch};
 
 /// Elements, packs of 16 bytes and warp sums: what every kernel includes.
 pub(crate) const PRELUDE: Header = Header { name: "prelude.cuh", text: include_str!("../include/prelude.cuh") };
@@ -13,6 +13,15 @@ pub(crate) const CLUSTER: Header = Header { name: "cluster.cuh", text: include_s
 
 /// The first cards that have clusters.
 pub(crate) const CLUSTER_CAPABILITY: (u32, u32) = (9, 0);
+
+/// The first cards whose kernels may begin before the one ahead has ended.
+const FOLLOW_CAPABILITY: (u32, u32) = (9, 0);
+
+/// A launch that may begin while the kernel ahead of it in the stream ends. Its kernel waits for that one, in every thread, before it
+/// reads or writes what another kernel may hold (`follow_the_kernel_before` in prelude.cuh).
+pub(crate) fn following(stream: &CudaStream, launch: Launch) -> Launch {
+    if stream.compute_capability() >= FOLLOW_CAPABILITY { launch.dependent() } else { launch }
+}
 
 /// What a kernel without headers of its own may include.
 pub(crate) const HEADERS: &[Header] = &[PRELUDE, ATTENTION, QUANTIZE];

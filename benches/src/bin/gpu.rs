@@ -27,6 +27,9 @@ struct Args {
     /// Only lines that hold this text, such as "linear qkv 1 x" or "graph"
     #[arg(long, default_value = "", value_name = "TEXT")]
     filter: String,
+    /// The same rows in every call, which come from the card's cache, as those of a step do from one kernel to the next
+    #[arg(long)]
+    resident: bool,
     /// What was built, for the file
     #[arg(long, default_value = "unknown", value_name = "HASH")]
     commit: String,
@@ -68,7 +71,7 @@ fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let wanted = args.wanted();
     let form = ModelForm::parse(args.quantization.as_deref(), &args.kv_cache_dtype)?;
-    let Args { model, weights, filter, commit, csv, .. } = args;
+    let Args { model, weights, filter, resident, commit, csv, .. } = args;
     let model = || model.as_deref().ok_or_else(|| anyhow::anyhow!("--model DIR is needed for that"));
     let weights = || weights.as_deref().ok_or_else(|| anyhow::anyhow!("--weights DIR is needed for that"));
     // Said before anything takes the card's time.
@@ -80,6 +83,9 @@ fn main() -> anyhow::Result<()> {
         }
     }
     let mut bench = Bench::open(&filter, &commit, csv.as_deref())?;
+    if resident {
+        bench.keep_operands();
+    }
     for what in wanted {
         match what {
             What::Kernels => kernels(&mut bench)?,

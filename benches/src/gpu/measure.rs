@@ -9,6 +9,7 @@ use foveal_device::{CudaStream, Device, Times, probe};
 use foveal_pinned::{PinnedPool, PinnedUploader};
 
 use super::ceilings::{Ceilings, Cost, Rate};
+use super::operands::ROTATION_BYTES;
 use super::results::Results;
 use super::uploads::PausableUploads;
 
@@ -27,6 +28,8 @@ pub struct Bench {
     filter: String,
     results: Results,
     ceilings: Ceilings,
+    /// Memory that a rotation's operands take, at least.
+    pub(super) rotation_bytes: usize,
     num_failed: usize,
 }
 
@@ -49,11 +52,19 @@ impl Bench {
         println!("{device:?}, driver {driver}, commit {commit}");
         let results = Results::new(cuda.device().name(), &driver, commit, csv)?;
         let ceilings = Ceilings { bytes_per_s: f64::NAN, flops_per_s: f64::NAN };
-        let mut bench = Self { device, uploads, filter: filter.to_owned(), results, ceilings, num_failed: 0 };
+        let filter = filter.to_owned();
+        let rotation_bytes = ROTATION_BYTES;
+        let mut bench = Self { device, uploads, filter, results, ceilings, rotation_bytes, num_failed: 0 };
         bench.ceilings = Ceilings::measure(&bench)?;
         let Ceilings { bytes_per_s, flops_per_s } = bench.ceilings;
         println!("ceilings: copy {:.0} GB/s, bf16 product {:.0} TFLOP/s", bytes_per_s / 1e9, flops_per_s / 1e12);
         Ok(bench)
+    }
+
+    /// From now on an operator's operands are the same in every call, so that they come from the card's cache where they fit, as a
+    /// step's rows do from one kernel to the next. A product's weights do as well, which no step has.
+    pub fn keep_operands(&mut self) {
+        self.rotation_bytes = 0;
     }
 
     /// The GPU's stream.

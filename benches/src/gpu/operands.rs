@@ -19,15 +19,6 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
-    /// The shape of all operands together, and how many they are.
-    fn stacked(dtype: DType, dims: &[usize]) -> (Vec<usize>, usize) {
-        let len_bytes = dims.iter().product::<usize>() * dtype.size_bytes();
-        let num_turns = ROTATION_BYTES.div_ceil(len_bytes.max(1)).clamp(1, Bench::MAX_CALLS);
-        let mut stacked = dims.to_vec();
-        stacked[0] *= num_turns;
-        (stacked, num_turns)
-    }
-
     /// One operand, of a device without a rotation of them.
     pub(crate) fn of(tensor: Tensor, dims: &[usize]) -> Self {
         Self { tensor, dims: dims.to_vec(), num_turns: 1 }
@@ -57,6 +48,15 @@ impl Rotation {
 }
 
 impl Bench {
+    /// The shape of a rotation's operands together, and how many they are.
+    fn stacked(&self, dtype: DType, dims: &[usize]) -> (Vec<usize>, usize) {
+        let len_bytes = dims.iter().product::<usize>() * dtype.size_bytes();
+        let num_turns = self.rotation_bytes.div_ceil(len_bytes.max(1)).clamp(1, Self::MAX_CALLS);
+        let mut stacked = dims.to_vec();
+        stacked[0] *= num_turns;
+        (stacked, num_turns)
+    }
+
     /// Random bf16 values made on the card: zeros would run faster than anything real.
     pub(crate) fn random(&self, dims: &[usize]) -> anyhow::Result<Tensor> {
         let mut tensor = Tensor::zeros(&self.device, DType::BF16, dims)?;
@@ -80,7 +80,7 @@ impl Bench {
 
     /// Random bf16 operands.
     pub(crate) fn rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
-        let (stacked, num_turns) = Rotation::stacked(DType::BF16, dims);
+        let (stacked, num_turns) = self.stacked(DType::BF16, dims);
         Ok(Rotation { tensor: self.random(&stacked)?, dims: dims.to_vec(), num_turns })
     }
 
@@ -100,13 +100,13 @@ impl Bench {
 
     /// Random FP8 operands.
     pub(crate) fn f8_rotation(&self, dims: &[usize]) -> anyhow::Result<Rotation> {
-        let (stacked, num_turns) = Rotation::stacked(DType::F8E4M3, dims);
+        let (stacked, num_turns) = self.stacked(DType::F8E4M3, dims);
         Ok(Rotation { tensor: self.f8_random(&stacked)?, dims: dims.to_vec(), num_turns })
     }
 
     /// Operands of other types: `value` is given random bits for each element.
     pub(super) fn rotation_of<T: Element>(&self, dims: &[usize], value: impl Fn(u32) -> T) -> anyhow::Result<Rotation> {
-        let (stacked, num_turns) = Rotation::stacked(T::DTYPE, dims);
+        let (stacked, num_turns) = self.stacked(T::DTYPE, dims);
         let values: Vec<T> = (0..stacked.iter().product::<usize>()).map(|i| value(bits(i))).collect();
         let tensor = Tensor::from_slice(&self.device, &values, &stacked)?;
         Ok(Rotation { tensor, dims: dims.to_vec(), num_turns })

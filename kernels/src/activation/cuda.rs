@@ -5,7 +5,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
-use crate::cuda::{CLUSTER, CLUSTER_CAPABILITY, PRELUDE, QUANTIZE, distinct};
+use crate::cuda::{CLUSTER, CLUSTER_CAPABILITY, PRELUDE, QUANTIZE, distinct, following};
 use crate::packs::{Operand, WARP, blocks, pack_len};
 use crate::quantize::{Form, GROUP, check_group_pack, quantize_params, scale_params};
 
@@ -111,7 +111,7 @@ fn launch_activate(stream: &CudaStream, args: &Activate<'_>, num_elements: usize
     let launch = Launch::new([blocks(num_packs, THREADS * PACKS)?, 1, 1], [THREADS as u32, 1, 1]);
     let spec = spec_activate([x.dtype(), out.dtype()], pack, *kind);
     // SAFETY: `Activate::check` has found `num_elements` elements in both operands, and the parameters are the kernel's.
-    unsafe { stream.launch(&spec, launch, &mut params) }
+    unsafe { stream.launch(&spec, following(stream, launch), &mut params) }
 }
 
 pub(super) fn gated(stream: &CudaStream, args: &Gated<'_>, sizes: [usize; 2]) -> Result<(), OpError> {
@@ -176,7 +176,7 @@ fn launch_gated(
     let spec = spec_gated([gate_up.dtype(), out.dtype()], share, *kind, scales.is_some(), form);
     // SAFETY: `Gated::check` has found `n` rows of `2 i` and of `i` elements and scales for them, and the parameters are the
     // kernel's.
-    unsafe { stream.launch(&spec, launch, &mut params) }
+    unsafe { stream.launch(&spec, following(stream, launch), &mut params) }
 }
 
 /// The variants of the published models, bf16 and, for decoders, FP8.

@@ -6,7 +6,8 @@
 // of `gated`, which has two loads anyway. Counts are in packs, under 2^31. SCALED: gate_up is an unscaled FP8 product.
 // `gated` also rounds to FP8 by groups where rows are whole groups. What depends on a row is for FP8 outputs with a scale for each
 // row (quantize.cuh): in `gated_row` a block takes a row, which waits in shared memory for its largest value (HELD 1) or is read
-// again (HELD 0). In `gated_split` (sm_90) a cluster of SPLIT blocks takes it, a pack to a thread, for steps of few rows.
+// again (HELD 0); what comes there is multiplied pack by pack, while the rest is on its way. In `gated_split` (sm_90) a cluster of
+// SPLIT blocks takes it, a pack to a thread, for steps of few rows.
 //
 // Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 4 bytes of shared memory for each of a row's elements with
 // HELD; of `gated_split` [SPLIT * n].
@@ -35,7 +36,8 @@ __device__ __forceinline__ float act(float x) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    activate(const X_T* __restrict__ x, OUT_T* __restrict__ out, int num_packs) {
+    activate(const X_T* x, OUT_T* out, int num_packs) {
+    follow_the_kernel_before();
     // Unsigned: the last block of an input near 2^31 packs ends above it.
     const u32_t first = blockIdx.x * (THREADS * PACKS) + threadIdx.x;
     Pack<X_T, VEC> in[PACKS];
@@ -76,9 +78,9 @@ struct Pair {
 #if !defined(HELD) && !defined(SPLIT)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    gated(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
-          OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int num_packs,
-          int packs_per_row) {
+    gated(const X_T* gate_up, const f32_t* rows, const f32_t* __restrict__ columns, OUT_T* out, f32_t* out_scales,
+          float out_factor, int out_stride, int num_packs, int packs_per_row) {
+    follow_the_kernel_before();
     const u32_t pack = blockIdx.x * THREADS + threadIdx.x;
     const bool exists = pack < (u32_t)num_packs;  // every lane stays for the shuffles
     const u32_t row = pack / (u32_t)packs_per_row, column = (pack - row * packs_per_row) * VEC;
@@ -132,8 +134,9 @@ struct Places {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
-    gated_row(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
-              OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int width) {
+    gated_row(const X_T* gate_up, const f32_t* rows, const f32_t* __restrict__ columns, OUT_T* out, f32_t* out_scales,
+              float out_factor, int out_stride, int width) {
+    follow_the_kernel_before();
     const int row = blockIdx.x, start = threadIdx.x * VEC, step = THREADS * VEC;
     const X_T* from = gate_up + (u64_t)row * 2 * width;
     OUT_T* to = out + (u64_t)row * width;
@@ -159,15 +162,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
     static_assert(VEC * sizeof(X_T) == 16 && 2 * sizeof(X_T) == sizeof(f32_t), "what is made takes the place of what came");
     extern __shared__ __align__(16) f32_t shared[];
     const Places places = {shared, shared + width / 2};
-    for (int at = start; at < width; at += step) places.fetch(from, at, width);
-    cp_async_commit();
-    cp_async_wait<0>();
+    for (int at = start; at < width; at += step) {
+        places.fetch(from, at, width);
+        cp_async_commit();
+    }
 #endif
     float top = 0.0f;
     for (int at = start; at < width; at += step) {
         Pair pair;
         float y[VEC];
 #if HELD
+        // This pack is in, and the last two may still come.
+        const int left = width - at;
+        if (left > 2 * step) {
+            cp_async_wait<2>();
+        } else if (left > step) {
+            cp_async_wait<1>();
+        } else {
+            cp_async_wait<0>();
+        }
         places.load(pair, at);
         pair.multiply(by, by_row, at, width, y);
         places.put(at, y);
@@ -214,12 +227,13 @@ __device__ __forceinline__ float cluster_max(float x, u32_t rank) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    gated_split(const X_T* __restrict__ gate_up, const f32_t* __restrict__ rows, const f32_t* __restrict__ columns,
-                OUT_T* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride, int width) {
+    gated_split(const X_T* gate_up, const f32_t* rows, const f32_t* __restrict__ columns, OUT_T* out, f32_t* out_scales,
+                float out_factor, int out_stride, int width) {
     const u32_t rank = blockIdx.x % SPLIT, row = blockIdx.x / SPLIT;
     const int at = (rank * THREADS + threadIdx.x) * VEC;
     const ScaledBy by = {rows, columns};
     cluster_arrive();
+    follow_the_kernel_before();
     float y[VEC] = {};
     if (at < width) {
         Pair pair;

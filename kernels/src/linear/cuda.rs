@@ -8,6 +8,7 @@ use foveal_device::{
 
 use super::{Linear, OP};
 use crate::OpError;
+use crate::cuda::following;
 use crate::quantize::group_stride;
 
 static GEMV: KernelSource =
@@ -288,7 +289,7 @@ fn launch(
     // SAFETY: the parameters are those of `gemv` in gemv.cu. `check` has compared all shapes and types, and `plan` what its
     // loads ask for; it reads k elements of the rows given and the scales of their blocks, and writes as many rows and
     // columns of `out` as there are.
-    unsafe { stream.launch(&spec, launch, &mut args) }
+    unsafe { stream.launch(&spec, following(stream, launch), &mut args) }
 }
 
 #[cfg(test)]

@@ -17,7 +17,8 @@
 // Registers: 92 to 98, no spills.
 // Dropped: plain multiply-adds, which at eight rows take nine tenths of all issue slots; x in shared memory, which is
 // read by as many bytes as from the cache, and costs a barrier and, at eight rows of 12288, more than there is; loads and
-// products of one slab in one turn, where ptxas moved each load to its use and left one or two in flight.
+// products of one slab in one turn, where ptxas moved each load to its use and left one or two in flight; weights loaded, or brought
+// to the L2 cache, while the kernel before ends, which made a step of one sequence slower.
 #include "prelude.cuh"
 
 #define ROWS (8 * GROUPS)
@@ -42,7 +43,7 @@ __device__ __forceinline__ Vec<u32_t, 4> load_streamed(const W_T* p, bool is_ins
 __device__ __forceinline__ Vec<u32_t, 4> load_cached(const W_T* p, bool is_inside) {
     Vec<u32_t, 4> v = {};
     asm volatile("{ .reg .pred inside; setp.ne.s32 inside, %5, 0;"
-                 "@inside ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 "@inside ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
                  : "+r"(v.at[0]), "+r"(v.at[1]), "+r"(v.at[2]), "+r"(v.at[3])
                  : "l"(p), "r"((int)is_inside));
     return v;
@@ -94,11 +95,12 @@ __device__ __forceinline__ void add_scaled(float (&acc)[GROUPS][2][4], float (&s
 
 // A part's rows of weight are the columns of `out` from its offset on. Parts that there aren't have no rows.
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
-gemv(const W_T* __restrict__ x, const W_T* __restrict__ weight0, const W_T* __restrict__ weight1,
-     const W_T* __restrict__ weight2, const OUT_T* __restrict__ bias, OUT_T* __restrict__ out, int rows0, int rows1,
-     int rows2, int m, int k, int out_stride, const f32_t* __restrict__ x_scales, const f32_t* __restrict__ scales0,
+gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weight1,
+     const W_T* __restrict__ weight2, const OUT_T* __restrict__ bias, OUT_T* out, int rows0, int rows1,
+     int rows2, int m, int k, int out_stride, const f32_t* x_scales, const f32_t* __restrict__ scales0,
      const f32_t* __restrict__ scales1, const f32_t* __restrict__ scales2, int first_x, int x_scales_stride) {
     __shared__ float sums[WARPS][GROUPS][8][8];
+    follow_the_kernel_before();
 
     // The block's part, its first row there, and the column of `out` that the part begins at.
     int tile = blockIdx.x, part_column = 0, num_rows = rows0;

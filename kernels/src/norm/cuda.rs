@@ -5,7 +5,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{AddNorm, NormKind, OP, Sizes};
 use crate::OpError;
-use crate::cuda::distinct;
+use crate::cuda::{distinct, following};
 use crate::packs::{HeldRow, Operand, WARP, blocks, pack_len};
 use crate::quantize::{Form, held_row, quantize_params, scale_params};
 
@@ -158,7 +158,7 @@ fn launch(
     let block = [(plan.threads * plan.rows_per_block()) as u32, 1, 1];
     // SAFETY: `AddNorm::check` has found every operand of the size that [m, d] asks for, the parameters are the kernel's,
     // and the kernel takes indices inside of the `num_extra` rows only.
-    unsafe { stream.launch(&spec, Launch::new(grid, block), &mut params) }
+    unsafe { stream.launch(&spec, following(stream, Launch::new(grid, block)), &mut params) }
 }
 
 /// The variants of the published models, bf16 and, for decoders, FP8.

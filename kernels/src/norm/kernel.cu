@@ -204,11 +204,11 @@ struct HeldNorm {
 #endif
 
 extern "C" __global__ void BOUNDS
-    add_norm(X_T* __restrict__ residual, const ADD_T* __restrict__ add, const EXTRA_T* __restrict__ extra_rows,
-             const i32_t* __restrict__ extra_index, const W_T* __restrict__ weight, const BIAS_T* __restrict__ bias,
-             OUT_T* __restrict__ out, float eps, float inverse_d, int m, int d, int num_extra,
-             const f32_t* __restrict__ add_rows, const f32_t* __restrict__ add_columns,
-             f32_t* __restrict__ out_scales, float out_factor, int out_stride) {
+    add_norm(X_T* residual, const ADD_T* add, const EXTRA_T* extra_rows, const i32_t* extra_index,
+             const W_T* __restrict__ weight, const BIAS_T* __restrict__ bias, OUT_T* out, float eps, float inverse_d, int m,
+             int d, int num_extra, const f32_t* add_rows, const f32_t* __restrict__ add_columns, f32_t* out_scales,
+             float out_factor, int out_stride) {
+    follow_the_kernel_before();
     const int thread = threadIdx.x % THREADS;
     const int i = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / THREADS;
     if (i >= m) return; // a whole warp where rows are warps, else never

@@ -6,7 +6,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, Header, KernelSource, 
 use super::hopper;
 use super::plan::{HEADER_INTS, ITEM_INTS, NUM_WARPS, QUEUE_COUNTERS, Tiles, work_size};
 use super::{OP, PLAN, PagedAttention, Plan, Sizes, Work};
-use crate::cuda::distinct;
+use crate::cuda::{distinct, following};
 use crate::packs::blocks;
 use crate::quantize::{Form, quantize_params};
 use crate::{KvLayout, OpError};
@@ -155,13 +155,11 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     common_params(&mut params, args, work, sizes)?;
     let launch = Launch::new([blocks(num_ctas, 1)?, 1, 1], [32 * NUM_WARPS as u32, 1, 1])
         .shared_bytes(tiles.shared_bytes() as u32);
-    // Beside the kernel for chunks, which has waited for whatever wrote the operands.
-    let launch = if by_hopper { launch.dependent() } else { launch };
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell, `check_work` enough
     // counters and partial results for every slot; the kernel bounds rows by n, pages by their table and blocks by the
-    // cache, and passes over an item of the list that doesn't keep within these sizes. Beside the kernel for chunks it writes
-    // other rows, slots and counters than that one, and ends after it.
-    unsafe { stream.launch(&spec(tiles, layout.page, !by_hopper), launch, &mut params) }
+    // cache, and passes over an item of the list that doesn't keep within these sizes. Beside the kernel for chunks, which
+    // has waited for whatever wrote the operands, it writes other rows, slots and counters than that one, and ends after it.
+    unsafe { stream.launch(&spec(tiles, layout.page, !by_hopper), following(stream, launch), &mut params) }
 }
 
 /// The factor of scores: a positive one of powers of 2; a sign goes to the queries, and 0 to a factor so small that all

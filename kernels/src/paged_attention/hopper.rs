@@ -6,6 +6,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 use super::cuda::{HEADERS, common_params};
 use super::{PagedAttention, Sizes, Work};
 use crate::KvLayout;
+use crate::cuda::following;
 
 static SOURCE: KernelSource =
     KernelSource { name: "paged_attention_prefill", text: include_str!("prefill_sm90.cu"), headers: HEADERS };
@@ -61,7 +62,7 @@ pub(super) fn launch_prefill(
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell and `check_work` enough
     // counters and partial results; the maps are those of the caches, whose blocks the kernel bounds by their number, as
     // it does pages by their table and rows by n, and it passes over an item that doesn't keep within these sizes.
-    unsafe { stream.launch(&spec(layout), launch, &mut params) }
+    unsafe { stream.launch(&spec(layout), following(stream, launch), &mut params) }
 }
 
 /// The variants of the published models.

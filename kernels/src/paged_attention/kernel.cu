@@ -452,12 +452,13 @@ __device__ __forceinline__ void decode(const Operands& o, Turn& turn, u8_t* shar
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_THREADS, CTAS_PER_SM)
-    paged_attention_bf16(const bf16_t* __restrict__ q, const KV_T* __restrict__ k_cache,
-                         const KV_T* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
-                         const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                         void* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride,
-                         int out_form, int num_rows, int num_kv_heads, int group, int num_blocks, int num_seqs,
-                         int max_blocks, int max_items, int max_slots, float scale_log2, float v_scale, u32_t flip) {
+    paged_attention_bf16(const bf16_t* q, const KV_T* k_cache, const KV_T* v_cache, const i32_t* block_tables,
+                         const i32_t* list, i32_t* counters, float* partials, void* out, f32_t* out_scales,
+                         float out_factor, int out_stride, int out_form, int num_rows, int num_kv_heads, int group,
+                         int num_blocks, int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2,
+                         float v_scale, u32_t flip) {
+    // Beside the kernel for chunks, that one has waited.
+    if (TAKES_PREFILL) follow_the_kernel_before();
     extern __shared__ __align__(256) u8_t shared[];
     // In shared memory rather than in registers, which the tiles' sums fill.
     __shared__ Turn turn;

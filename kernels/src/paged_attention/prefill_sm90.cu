@@ -691,17 +691,15 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
 
 extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     paged_attention_prefill(const __grid_constant__ TensorMap k_map, const __grid_constant__ TensorMap v_map,
-                            const bf16_t* __restrict__ q, const u8_t* __restrict__ k_cache,
-                            const u8_t* __restrict__ v_cache, const i32_t* __restrict__ block_tables,
-                            const i32_t* __restrict__ list, i32_t* __restrict__ counters, float* __restrict__ partials,
-                            void* __restrict__ out, f32_t* __restrict__ out_scales, float out_factor, int out_stride,
-                            int out_form, int num_rows, int num_kv_heads, int group, int num_blocks, int num_seqs,
-                            int max_blocks, int max_items, int max_slots, float scale_log2, float v_scale,
-                            u32_t flip) {
+                            const bf16_t* q, const u8_t* k_cache, const u8_t* v_cache, const i32_t* block_tables,
+                            const i32_t* list, i32_t* counters, float* partials, void* out, f32_t* out_scales,
+                            float out_factor, int out_stride, int out_form, int num_rows, int num_kv_heads, int group,
+                            int num_blocks, int num_seqs, int max_blocks, int max_items, int max_slots, float scale_log2,
+                            float v_scale, u32_t flip) {
     extern __shared__ __align__(1024) u8_t unaligned[];
     __shared__ Places places;
     // The other queue's kernel reads nothing that this one writes: it takes multiprocessors as they become free.
-    let_the_next_kernel_stand_by();
+    follow_the_kernel_before();
     Operands o = {};
     o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials;
     o.out = {out, {out_scales, out_factor, out_stride}, out_form};

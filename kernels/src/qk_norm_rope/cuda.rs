@@ -6,6 +6,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 use super::operands::{OP, Sizes};
 use super::{QkNorm, QkNormRope};
 use crate::OpError;
+use crate::cuda::following;
 use crate::packs::{Operand, WARP, blocks, pack_len};
 use crate::quantize::scale_params;
 
@@ -111,6 +112,11 @@ fn launch(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Sizes) -> Result<()
         }
     };
     let launch = Launch::new(grid, [THREADS as u32, 1, 1]);
+    let launch = match plan {
+        // Its blocks stay to the end: on multiprocessors that the kernel before frees first there would be more of them than elsewhere.
+        Plan::Rows { .. } => launch,
+        Plan::Packed { .. } | Plan::Any => following(stream, launch),
+    };
     let spec = spec(dtypes(args), plan, args.norm.is_some(), is_scaled(args));
     // SAFETY: `operands::check` has found every operand of the size that `sizes` says, the parameters are the kernel's,
     // and the kernel takes positions, axes and slots inside of these sizes only.

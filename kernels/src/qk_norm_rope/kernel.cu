@@ -200,13 +200,13 @@ __device__ __forceinline__ void store_head(const Pack<X_T, VEC>& first, const Pa
 #ifndef HEADS_EACH
 
 extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
-    qk_norm_rope(const X_T* __restrict__ qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
-                 const i32_t* __restrict__ positions, const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
-                 const u8_t* __restrict__ axis_of_pair, const i64_t* __restrict__ slots, CACHE_T* __restrict__ k_cache,
-                 CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out, const f32_t* __restrict__ scale_rows,
-                 const f32_t* __restrict__ scale_columns, const f32_t* __restrict__ bias, float k_factor,
-                 float v_factor, float eps, int n, int num_heads, int num_kv_heads, int max_positions, int page,
-                 int num_slots) {
+    qk_norm_rope(const X_T* qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
+                 const i32_t* positions, const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
+                 const u8_t* __restrict__ axis_of_pair, const i64_t* slots, CACHE_T* k_cache, CACHE_T* v_cache,
+                 OUT_T* q_out, const f32_t* scale_rows, const f32_t* __restrict__ scale_columns,
+                 const f32_t* __restrict__ bias, float k_factor, float v_factor, float eps, int n, int num_heads,
+                 int num_kv_heads, int max_positions, int page, int num_slots) {
+    follow_the_kernel_before();
     const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,  q_out,
                         k_factor, v_factor, eps,                         num_heads, num_kv_heads, page, num_slots};
     const u32_t heads = num_heads + 2 * num_kv_heads;
@@ -358,14 +358,13 @@ __device__ __forceinline__ void turn_head(const Normalised<T>& x, const Rope& ro
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    qk_norm_rope_any(const X_T* __restrict__ qkv, const QW_T* __restrict__ q_weight,
-                     const KW_T* __restrict__ k_weight, const i32_t* __restrict__ positions,
-                     const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
-                     const u8_t* __restrict__ axis_of_pair, const i64_t* __restrict__ slots,
-                     CACHE_T* __restrict__ k_cache, CACHE_T* __restrict__ v_cache, OUT_T* __restrict__ q_out,
-                     const f32_t* __restrict__ scale_rows, const f32_t* __restrict__ scale_columns,
+    qk_norm_rope_any(const X_T* qkv, const QW_T* __restrict__ q_weight, const KW_T* __restrict__ k_weight,
+                     const i32_t* positions, const f32_t* __restrict__ cos, const f32_t* __restrict__ sin,
+                     const u8_t* __restrict__ axis_of_pair, const i64_t* slots, CACHE_T* k_cache, CACHE_T* v_cache,
+                     OUT_T* q_out, const f32_t* scale_rows, const f32_t* __restrict__ scale_columns,
                      const f32_t* __restrict__ bias, float k_factor, float v_factor, float eps, int n, int num_heads,
                      int num_kv_heads, int max_positions, int page, int num_slots, int head_dim, int pairs) {
+    follow_the_kernel_before();
     const u32_t heads = num_heads + 2 * num_kv_heads;
     const u32_t unit = blockIdx.x * (THREADS / 32) + threadIdx.x / 32;
     const u32_t row = unit / heads, head = unit % heads;

@@ -6,7 +6,7 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 use super::{GROUP, OP, Quantize, QuantizeRows, Scales};
 use crate::OpError;
 use crate::check::Op;
-use crate::cuda::distinct;
+use crate::cuda::{distinct, following};
 use crate::packs::{HeldRow, MAX_HELD_ROW, Operand, blocks, pack_len};
 
 static SOURCE: KernelSource =
@@ -117,7 +117,7 @@ fn launch(
     let launch = Launch::new([blocks(m, 1)?, 1, 1], [row.threads as u32, 1, 1]);
     // SAFETY: `quantize` has checked that x and out are `[m, d]` and that there is a scale for each row or group, and the
     // parameters are the kernel's.
-    unsafe { stream.launch(&spec(args.x.dtype(), form, row), launch, &mut params) }
+    unsafe { stream.launch(&spec(args.x.dtype(), form, row), following(stream, launch), &mut params) }
 }
 
 /// Weights of the published models, per row, and the attention's output of the last layer.

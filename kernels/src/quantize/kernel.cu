@@ -19,8 +19,8 @@ struct Held {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    quantize(const X_T* __restrict__ x, f8_e4m3_t* __restrict__ out, f32_t* __restrict__ scales, float factor,
-             int stride, int d) {
+    quantize(const X_T* x, f8_e4m3_t* out, f32_t* scales, float factor, int stride, int d) {
+    follow_the_kernel_before();
     const int row = blockIdx.x, thread = threadIdx.x;
     const u64_t start = (u64_t)row * d;
     Held held;

@@ -9,6 +9,7 @@ use super::layout::{ALIGN, GROUP, Layout, MAX_GROUPS, is_all_greedy, pack};
 use super::mark::{self, Mark};
 use crate::OpError;
 use crate::check::Op;
+use crate::cuda::following;
 use crate::packs::blocks;
 
 static HEADERS: &[Header] = &[
@@ -33,9 +34,6 @@ const WARPS: usize = 4;
 const CHOOSE_THREADS: u32 = 1024;
 /// `MARK_THREADS` of scan.cu.
 const MARK_THREADS: usize = 256;
-
-/// The first generation on which a kernel may stand by while the one before ends.
-const STANDS_BY: u32 = 9;
 
 pub(super) fn sample(stream: &CudaStream, mut args: Sample<'_>, sizes: Sizes) -> Result<(), OpError> {
     let Sizes { num_rows, vocab_size, num_top } = sizes;
@@ -78,7 +76,7 @@ fn launch_greedy(stream: &CudaStream, args: &Sample<'_>, sizes: Sizes, layout: L
     let mut params = Args::new();
     params.u64(partials).ptr_mut(&args.token_ids)?.ptr_mut(&args.logprobs)?;
     params.usize_as_i32(num_rows)?.usize_as_i32(layout.num_groups)?;
-    let launch = standing_by(stream, Launch::new([blocks(num_rows, WARPS)?, 1, 1], [32 * WARPS as u32, 1, 1]));
+    let launch = following(stream, Launch::new([blocks(num_rows, WARPS)?, 1, 1], [32 * WARPS as u32, 1, 1]));
     // SAFETY: as above; both results have one element per row.
     unsafe { stream.launch(&GREEDY, launch, &mut params) }
 }
@@ -104,7 +102,7 @@ fn launch_chosen(stream: &CudaStream, args: &Sample<'_>, sizes: Sizes, layout: L
     params.ptr_mut(&args.token_ids)?.ptr_mut(&args.logprobs)?;
     params.ptr_mut_or_null(args.top_ids.as_ref())?.ptr_mut_or_null(args.top_logprobs.as_ref())?;
     params.usize_as_i32(vocab_size)?.usize_as_i32(layout.num_groups)?.usize_as_i32(num_top)?.i32(is_vectored);
-    let launch = standing_by(stream, Launch::new([blocks(num_rows, 1)?, 1, 1], [CHOOSE_THREADS, 1, 1]));
+    let launch = following(stream, Launch::new([blocks(num_rows, 1)?, 1, 1], [CHOOSE_THREADS, 1, 1]));
     // SAFETY: as above; the results have one element per row, the best tokens `num_top`.
     unsafe { stream.launch(&CHOOSE, launch, &mut params) }
 }
@@ -112,11 +110,6 @@ fn launch_chosen(stream: &CudaStream, args: &Sample<'_>, sizes: Sizes, layout: L
 /// The scan's blocks: a warp for every group of every row.
 fn scan_blocks(num_rows: usize, layout: Layout) -> Result<u32, DeviceError> {
     blocks(num_rows * layout.num_groups, WARPS)
-}
-
-/// A launch that may stand by while the scan ends, which it waits for.
-fn standing_by(stream: &CudaStream, launch: Launch) -> Launch {
-    if stream.compute_capability().0 >= STANDS_BY { launch.dependent() } else { launch }
 }
 
 /// Whether every row of every operand begins where four elements can be moved at once.
