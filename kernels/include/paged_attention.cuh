@@ -24,11 +24,11 @@ struct Output {
 };
 
 struct Operands {
-    const bf16_t* __restrict__ q;
-    const KV_T* __restrict__ k_cache;
-    const KV_T* __restrict__ v_cache;
-    const i32_t* __restrict__ block_tables;
-    const i32_t* __restrict__ list;
+    const bf16_t* q;
+    const KV_T* k_cache;
+    const KV_T* v_cache;
+    const i32_t* block_tables;
+    const i32_t* list;
     i32_t* counters;
     float* partials;
     Output out;

@@ -742,6 +742,6 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     }
 }
 #else
-// Other cards have kernel.cu alone; this keeps the list of kernels the same for all.
-extern "C" __global__ void paged_attention_prefill() {}
+// Other cards have kernel.cu alone; this keeps the list of kernels the same for all. Where it is launched in spite of that, it fails.
+extern "C" __global__ void paged_attention_prefill() { asm volatile("trap;"); }
 #endif

@@ -19,8 +19,9 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// Blocks of a cluster, which divide the grid; [1, 1, 1] for none. Hopper and later.
     pub cluster: [u32; 3],
-    /// Whether it may begin before the kernel ahead of it in the stream has ended (programmatic dependent launch); the
-    /// kernel waits by `griddepcontrol.wait` before it reads what that one writes. Hopper and later.
+    /// Whether it may begin before the kernel ahead of it in the stream has ended (programmatic dependent launch). Every thread of
+    /// its kernel waits by `griddepcontrol.wait`: before it reads or writes what a kernel ahead may hold, and before it ends, even
+    /// where it does nothing. Whoever waits for this kernel has then waited for all before it. Hopper and later.
     pub dependent: bool,
 }
 
