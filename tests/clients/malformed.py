@@ -11,7 +11,7 @@ import sys
 
 import pictures
 from checks import equal, report
-from http1 import exchange, stream_text
+from http1 import exchange, post, stream_text
 from malformed_requests import KINDS, MAX_BODY_BYTES, generate
 from served import COUNT, DESCRIBE, SHAPES, Served
 
@@ -103,6 +103,17 @@ def check_all(server, count, seed):
     return f"of {len(KINDS)} kinds; meanwhile {sum(runs)} good answers, {min(runs)} or more of each stream"
 
 
+def check_log(server):
+    """What a client sends begins no line of the log."""
+    forged = "2026-01-01T00:00:00Z  INFO forged"
+    body = {"model": f"x\n{forged}", f"a\n{forged}": 1, "messages": []}
+    for raw in post("/v1/chat/completions", body), post("/v1/chat/completions", {"model": f"x\n{forged}", "messages": []}):
+        asyncio.run(exchange(server, raw))
+    lines = [line for line in server.said().splitlines() if line.startswith(forged)]
+    assert not lines, lines
+    return "with names of two lines"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=1000)
@@ -111,6 +122,7 @@ def main():
     with Served("--max-body-bytes", str(MAX_BODY_BYTES)) as server:
         passed = [
             report(f"malformed: {args.count} requests", lambda: check_all(server, args.count, args.seed)),
+            report("malformed: lines of the log", lambda: check_log(server)),
             report("malformed: the server is idle again and its log clean", server.check_left_clean),
         ]
     sys.exit(0 if all(passed) else 1)

@@ -235,6 +235,8 @@ def completions(server):
         equal([choice.index for choice in answer.choices], [0, 1, 2, 3])
         alone = [create(prompt=one, **options).choices[0].text for one in prompts]
         equal([choice.text for choice in answer.choices], [alone[0], alone[0], alone[1], alone[1]])
+        counts = [create(prompt=one, **options).usage.prompt_tokens for one in prompts]
+        equal(answer.usage.prompt_tokens, sum(counts), "each prompt counts once")
     equal(create(prompt=prompt, model=MODEL).usage.completion_tokens, 16, "OpenAI's default")
     chunks = list(create(prompt=prompt, stream=True, logprobs=2, **options))
     whole = create(prompt=prompt, logprobs=2, **options).choices[0]
@@ -256,6 +258,10 @@ def errors(server):
 
     bad("temperature", "invalid_value", temperature=-1)
     bad("n", "invalid_value", n=0)
+    bad("min_tokens", "invalid_value", extra_body={"min_tokens": 1 << 20})
+    bad("chat_template_kwargs.tools", "invalid_value", extra_body={"chat_template_kwargs": {"tools": []}})
+    limits = {"min_pixels": 1, "max_pixels": 0}
+    bad("max_pixels", "invalid_value", messages=pictures.question(DESCRIBE, PNG), extra_body={"mm_processor_kwargs": limits})
     bad("messages", "missing_field", messages=[])
     bad("messages[0].role", "invalid_role", messages=[{"role": "root", "content": "x"}])
     bad("response_format", "unsupported_parameter", response_format={"type": "json_object"})

@@ -56,7 +56,8 @@ async def is_draining(server):
         reader, writer = await asyncio.open_connection(server.host, server.port)
         writer.write(post("/v1/chat/completions", {**ASKED, "max_tokens": 1}))
         response = await respond(reader)
-        if response.status == 503:
+        # None: it was let in at the very moment of the signal, and closed before its request was read.
+        if response and response.status == 503:
             equal(json.loads(await response.body())["error"]["code"], "shutting_down")
             equal("retry-after" in response.headers, True)
             equal(await reader.read(), b"", "bytes behind the answer")

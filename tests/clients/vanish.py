@@ -16,7 +16,7 @@ import time
 import pictures
 from checks import report
 from http1 import SILENCE_S, exchange, post, respond, stream_text
-from served import COUNT, COUNTED, DESCRIBE, DESCRIBED, SHAPES, Served
+from served import COUNT, COUNTED, DESCRIBE, DESCRIBED, PATIENCE_S, SHAPES, Served
 
 # The program itself, and pictures while they are decoded.
 BESIDE_PLAN_MIB = 256
@@ -104,6 +104,12 @@ class Client:
         writer.write(raw)
         await writer.drain()
 
+    async def with_bytes_behind_the_request(self, _reader, writer, raw):
+        """Has sent more than its request when it goes."""
+        writer.write(raw + b"\r\nGET / HTTP/1.1")
+        await writer.drain()
+        await asyncio.sleep(self.rng.random() / 2)
+
     async def while_it_waits(self, _reader, writer, raw):
         writer.write(raw)
         await writer.drain()
@@ -132,7 +138,7 @@ class Client:
         await asyncio.sleep(self.rng.random() * 3)
 
     LEAVES = [before_a_byte, within_the_request, right_after_the_request, right_after_the_request, while_it_waits,
-              within_the_answer, within_the_answer, within_the_answer, without_reading]
+              with_bytes_behind_the_request, within_the_answer, within_the_answer, within_the_answer, without_reading]
 
 
 class Watch:
@@ -247,6 +253,46 @@ def check_preparation():
     return said
 
 
+# Seconds between looks of the server's at a connection, with room for a loaded machine.
+NOTICED_S = 10
+
+
+def long_chat(**more):
+    """One that goes on for minutes on two cores."""
+    chat = {"messages": [{"role": "user", "content": COUNT}], "max_tokens": 7000, "ignore_eos": True, **more}
+    return post("/v1/chat/completions", chat)
+
+
+def noticed(server, connection):
+    """How long a connection's request goes on once `connection`, which is left alone or closed, has nobody behind it."""
+    start = time.monotonic()
+    server.wait_idle(NOTICED_S)
+    connection.close()
+    return f"after {time.monotonic() - start:.1f} s"
+
+
+def check_bytes_behind(server):
+    """Who leaves is noticed, whatever it has sent behind its request."""
+    connection = socket.create_connection((server.host, server.port))
+    connection.sendall(long_chat() + b"\r\nGET / HTTP/1.1\r\n")
+    server.wait_for(lambda: server.metrics()["vllm:num_requests_running"], "the request")
+    connection.close()
+    return noticed(server, connection)
+
+
+def check_unread():
+    """A client that reads nothing is left, and its request ends."""
+    with Served("--read-timeout", "2") as server, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((server.host, server.port))
+        connection.sendall(long_chat(stream=True, n=8, logprobs=True, top_logprobs=20, temperature=1))
+        server.wait_for(lambda: server.metrics()["vllm:num_requests_running"], "the request")
+        start = time.monotonic()
+        server.wait_idle(PATIENCE_S)
+        assert "finish_reason=\"abort\"" in server.said() or "status=499" in server.said(), server.said()[-1000:]
+        return f"after {time.monotonic() - start:.1f} s"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
@@ -257,8 +303,10 @@ def main():
     with Served("--max-num-seqs", str(args.clients), "--kv-cache-memory-bytes", str(64 << 20)) as server:
         passed = [
             report(f"vanish: {args.clients} clients for {args.seconds:.0f} s", lambda: check_all(server, args)),
+            report("vanish: with bytes behind the request", lambda: check_bytes_behind(server)),
             report("vanish: the server is idle again and its log clean", server.check_left_clean),
         ]
+    passed.append(report("vanish: without reading", check_unread))
     passed.append(report("vanish: while pictures are prepared", check_preparation))
     sys.exit(0 if all(passed) else 1)
 

@@ -30,8 +30,8 @@ pub(crate) struct BenchServeArgs {
     #[arg(long)]
     binary: Option<PathBuf>,
     /// As `foveal serve` has it: auto, or dummy for random weights.
-    #[arg(long)]
-    load_format: Option<String>,
+    #[arg(long, default_value = "dummy")]
+    load_format: String,
     /// As `foveal serve` has it.
     #[arg(long)]
     quantization: Option<String>,
@@ -42,8 +42,8 @@ pub(crate) struct BenchServeArgs {
     #[arg(long)]
     max_num_seqs: Option<usize>,
     /// As `foveal serve` has it.
-    #[arg(long, default_value_t = 8192)]
-    max_num_batched_tokens: usize,
+    #[arg(long)]
+    max_num_batched_tokens: Option<usize>,
     /// Where the server listens.
     #[arg(long, default_value_t = 8000)]
     port: u16,
@@ -112,11 +112,11 @@ fn server_args(args: &BenchServeArgs) -> Vec<String> {
         words.extend(value.into_iter().flat_map(|value| [format!("--{name}"), value]));
     };
     option("model", Some(args.model.display().to_string()));
-    option("load-format", args.load_format.clone());
+    option("load-format", Some(args.load_format.clone()));
     option("quantization", args.quantization.clone());
     option("kv-cache-dtype", args.kv_cache_dtype.clone());
     option("max-num-seqs", Some(max_num_seqs.to_string()));
-    option("max-num-batched-tokens", Some(args.max_num_batched_tokens.to_string()));
+    option("max-num-batched-tokens", args.max_num_batched_tokens.map(|n| n.to_string()));
     option("port", Some(args.port.to_string()));
     words.extend(args.server_args.iter().cloned());
     words
@@ -174,9 +174,9 @@ mod tests {
 
     #[test]
     fn both_programs_get_their_words() {
-        let line = "x --model M --load-format dummy --concurrency 1,16 --port 81 --out O -- --device cpu";
+        let line = "x --model M --concurrency 1,16 --port 81 --out O -- --device cpu";
         let args = Line::parse_from(line.split(' ')).args;
-        let serve = "serve --model M --load-format dummy --max-num-seqs 16 --max-num-batched-tokens 8192 --port 81 --device cpu";
+        let serve = "serve --model M --load-format dummy --max-num-seqs 16 --port 81 --device cpu";
         assert_eq!(server_args(&args).join(" "), serve);
         let bench = bench_args(&args).join(" ");
         assert!(bench.starts_with("bench serve --base-url http://127.0.0.1:81 --tokenizer M "), "{bench}");

@@ -29,6 +29,9 @@ const COMMON_WORDS: &str = "\
     within several music book body game line field side late free form food river north south east west road \
     king son men women child company government area town";
 
+/// What other words are tried behind.
+const FIRST_WORD: &str = "the";
+
 /// Who counts tokens.
 enum Counter {
     File(Box<Tokenizer>),
@@ -62,10 +65,18 @@ impl PromptText {
         Ok(Self { counter: Counter::File(Box::new(tokenizer)), words })
     }
 
-    /// With the server's `/tokenize`.
+    /// With the server's `/tokenize`, and those of the common words that are one token to it.
     pub(crate) fn from_server(client: Client, model: &str) -> Result<Self, LoadError> {
-        client.count_tokens(model, "the")?;
-        Ok(Self { counter: Counter::Server { client, model: model.to_owned() }, words: common_words() })
+        let alone = client.count_tokens(model, FIRST_WORD)?;
+        let mut words = Vec::new();
+        for word in common_words() {
+            if client.count_tokens(model, &format!("{FIRST_WORD} {word}"))? == alone + 1 {
+                words.push(word);
+            }
+        }
+        // A vocabulary that has none of them: then texts are of whole words, and not every length can be had.
+        let words = if words.is_empty() { common_words() } else { words };
+        Ok(Self { counter: Counter::Server { client, model: model.to_owned() }, words })
     }
 
     /// Text of exactly `len` tokens.

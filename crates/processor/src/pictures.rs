@@ -236,7 +236,8 @@ impl PicturePipeline {
 /// for is the model's.
 fn narrowed(own: PixelBudget, asked: ImagePixels) -> Result<PixelBudget, ProcessorError> {
     let most = asked.max.unwrap_or(own.max_pixels);
-    let limits = [("min_pixels", asked.min, most), ("max_pixels", asked.max, own.max_pixels)];
+    // The largest first: it bounds the smallest.
+    let limits = [("max_pixels", asked.max, own.max_pixels), ("min_pixels", asked.min, most)];
     for (name, got, most) in limits {
         if let Some(got) = got
             && !(own.min_pixels..=most).contains(&got)

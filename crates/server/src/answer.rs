@@ -74,6 +74,7 @@ pub(crate) struct StreamUsage {
 pub(crate) async fn respond<F: Format>(begun: Result<Begun<F>, ApiError>, mut record: Record) -> Response {
     match begun {
         Ok(Begun { choices, format, admission, stream }) => {
+            record.counts(choices.usage());
             let running = Running { choices, format, record, admission };
             match stream {
                 Some(usage) => running.stream(usage),
@@ -93,7 +94,7 @@ impl<F: Format> Running<F> {
         Some(match event {
             Ok(event) => {
                 match &event {
-                    AnswerEvent::Prefill { .. } => self.record.begun(),
+                    AnswerEvent::Prefill { .. } => self.record.begun(self.choices.usage()),
                     AnswerEvent::Token { .. } => self.record.token(),
                     AnswerEvent::Finished { reason, .. } => self.record.finished(*reason, self.choices.usage()),
                     _ => {}

@@ -18,7 +18,7 @@ use crate::chat_request::{chat_request, has_pictures};
 use crate::choices::Choices;
 use crate::config::ServedModel;
 use crate::error::{ApiError, ErrorBody};
-use crate::json_body::read_object;
+use crate::json_body::JsonBody;
 use crate::parameters::Endpoint;
 use crate::record::Record;
 use crate::request_id::RequestId;
@@ -29,7 +29,8 @@ use crate::{FINGERPRINT, preparation::Cancelled};
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "completions", request_body = ChatCompletionRequest,
     responses(
-        (status = 200, description = "The answer; with `stream` as server-sent events, each a chunk of the same form", body = ChatCompletion),
+        (status = 200, description = "The answer; with `stream` as server-sent events, each a chunk of the same form",
+            content((ChatCompletion = "application/json"), (String = "text/event-stream"))),
         (status = "4XX", description = "The request is wrong, too large, or comes at a time without room", body = ErrorBody),
         (status = "5XX", description = "The server can't answer now", body = ErrorBody),
     )
@@ -64,9 +65,9 @@ async fn begin(
     record: &mut Record,
 ) -> Result<Begun<ChatFormat>, ApiError> {
     let admission = state.admit()?;
-    let body = read_object(headers, body, state.body_limits()).await?;
+    let JsonBody { object, memory: _memory } = state.read_object(headers, body).await?;
     let model = state.ready()?;
-    let (fields, sampling): (ChatFields, _) = Endpoint::Chat.fields(body, OWN)?;
+    let (fields, sampling): (ChatFields, _) = Endpoint::Chat.fields(object, OWN)?;
     model.check_name(fields.model.as_deref())?;
     let num_choices = sampling.num_choices(state.config.max_choices)?;
     let stream = sampling.stream_usage()?;

@@ -26,7 +26,7 @@ pub(crate) fn chat_request(
     let messages = messages(fields.messages.unwrap_or_default(), &mut |url, at| pictures.get(url, at))?;
     Ok(ChatRequest {
         add_generation_prompt: fields.add_generation_prompt.unwrap_or(true),
-        template_kwargs: fields.chat_template_kwargs.unwrap_or_default(),
+        template_kwargs: template_kwargs(fields.chat_template_kwargs)?,
         image_pixels: pixels,
         ..ChatRequest::new(messages)
     })
@@ -144,6 +144,22 @@ fn content_part(
             "unsupported_content",
             format!("`{at}.type` must be `text` or `image_url`: other media aren't supported"),
         ),
+    }
+}
+
+/// A template's variables that a request doesn't set by `chat_template_kwargs`: they have places of their own, or none.
+const OWN_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
+/// Further variables for the chat template.
+pub(crate) fn template_kwargs(kwargs: Option<Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
+    let kwargs = kwargs.unwrap_or_default();
+    match OWN_VARIABLES.iter().find(|name| kwargs.contains_key(**name)) {
+        Some(name) => {
+            let message =
+                format!("`chat_template_kwargs` can't set `{name}`, which is a parameter of the request itself");
+            Err(ApiError::invalid("invalid_value", message).at(format!("chat_template_kwargs.{name}")))
+        }
+        None => Ok(kwargs),
     }
 }
 

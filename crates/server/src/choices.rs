@@ -34,8 +34,10 @@ pub(crate) struct ChoiceEvent {
 /// The answers to one request. Ends when all have ended; dropping it cancels those that haven't.
 pub(crate) struct Choices {
     streams: SelectAll<Choice>,
-    /// The counts of each answer, final once it has ended.
+    /// The counts of each answer, final once it has ended. Answers to one prompt are side by side.
     usages: Vec<Usage>,
+    /// Answers to each prompt.
+    copies: usize,
 }
 
 impl Choices {
@@ -44,6 +46,15 @@ impl Choices {
     /// # Errors
     /// What the engine refuses at once.
     pub(crate) fn start(model: &ServedModel, prompts: Vec<PreparedRequest>, copies: usize) -> Result<Self, ApiError> {
+        let max_model_len = model.engine.limits().max_model_len;
+        for prompt in &prompts {
+            let room = max_model_len.saturating_sub(prompt.input_ids.len());
+            let min_tokens = prompt.sampling.min_tokens;
+            if min_tokens > room {
+                let message = format!("`min_tokens` is {min_tokens}; the prompt leaves room for {room}");
+                return Err(ApiError::invalid("invalid_value", message).at("min_tokens"));
+            }
+        }
         let mut streams = SelectAll::new();
         let mut usages = Vec::new();
         for prompt in prompts {
@@ -55,7 +66,7 @@ impl Choices {
                 streams.push(choice);
             }
         }
-        Ok(Self { streams, usages })
+        Ok(Self { streams, usages, copies: copies.max(1) })
     }
 
     /// The next news of any answer.
@@ -67,16 +78,24 @@ impl Choices {
         Some(ChoiceEvent { index, event })
     }
 
-    /// The counts so far of all answers to a prompt, which counts once. What the first answer found in the cache is what the prompt
-    /// found there: the others find what the first has computed.
+    /// The counts so far of all answers. A prompt counts once.
     pub(crate) fn usage(&self) -> Usage {
-        let Some(first) = self.usages.first() else { return Usage::default() };
-        Usage {
-            completion_tokens: self.usages.iter().map(|usage| usage.completion_tokens).sum(),
-            cached_tokens: self.usages.iter().map(|usage| usage.cached_tokens).min().unwrap_or_default(),
-            ..*first
-        }
+        usage_of(&self.usages, self.copies)
     }
+}
+
+/// The counts of `copies` answers to each of several prompts. What the first answer found in the cache is what its prompt found
+/// there: the others find what the first has computed.
+fn usage_of(usages: &[Usage], copies: usize) -> Usage {
+    let mut all = Usage::default();
+    for answers in usages.chunks(copies) {
+        let Some(first) = answers.first() else { continue };
+        all.prompt_tokens += first.prompt_tokens;
+        all.image_tokens += first.image_tokens;
+        all.cached_tokens += answers.iter().map(|usage| usage.cached_tokens).min().unwrap_or_default();
+        all.completion_tokens += answers.iter().map(|usage| usage.completion_tokens).sum::<usize>();
+    }
+    all
 }
 
 impl Choice {
@@ -130,5 +149,23 @@ impl Stream for Choice {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_prompt_counts_once_and_every_answer() {
+        let answer = |prompt_tokens, cached_tokens, completion_tokens| Usage {
+            prompt_tokens,
+            image_tokens: 0,
+            cached_tokens,
+            completion_tokens,
+        };
+        let usage = usage_of(&[answer(3, 0, 5), answer(3, 2, 7), answer(9, 8, 1), answer(9, 8, 2)], 2);
+        assert_eq!((usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens), (12, 8, 15));
+        assert_eq!(usage_of(&[], 2), Usage::default());
     }
 }

@@ -19,7 +19,7 @@ use crate::api::usage::Usage;
 use crate::choices::Choices;
 use crate::config::ServedModel;
 use crate::error::{ApiError, ErrorBody};
-use crate::json_body::read_object;
+use crate::json_body::JsonBody;
 use crate::parameters::Endpoint;
 use crate::record::Record;
 use crate::request_id::RequestId;
@@ -29,7 +29,8 @@ use crate::state::{AppState, unix_seconds};
 #[utoipa::path(
     post, path = "/v1/completions", tag = "completions", request_body = CompletionRequest,
     responses(
-        (status = 200, description = "The continuation; with `stream` as server-sent events, each a chunk of the same form", body = Completion),
+        (status = 200, description = "The continuation; with `stream` as server-sent events, each a chunk of the same form",
+            content((Completion = "application/json"), (String = "text/event-stream"))),
         (status = "4XX", description = "The request is wrong, too large, or comes at a time without room", body = ErrorBody),
         (status = "5XX", description = "The server can't answer now", body = ErrorBody),
     )
@@ -56,9 +57,9 @@ async fn begin(
     record: &mut Record,
 ) -> Result<Begun<CompletionFormat>, ApiError> {
     let admission = state.admit()?;
-    let body = read_object(headers, body, state.body_limits()).await?;
+    let JsonBody { object, memory: _memory } = state.read_object(headers, body).await?;
     let model = state.ready()?;
-    let (fields, sampling): (CompletionFields, _) = Endpoint::Completion.fields(body, OWN)?;
+    let (fields, sampling): (CompletionFields, _) = Endpoint::Completion.fields(object, OWN)?;
     model.check_name(fields.model.as_deref())?;
     let copies = sampling.num_choices(state.config.max_choices)?;
     let stream = sampling.stream_usage()?;

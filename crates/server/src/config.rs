@@ -14,6 +14,8 @@ pub struct ServerConfig {
     pub media: Policy,
     /// The most bytes of a request's body. Default: 64 MiB, some forty pictures of a megabyte.
     pub max_body_bytes: usize,
+    /// The most bytes of all bodies over 64 KiB that are held at once; who comes beyond that is told to come again. Default: 1 GiB.
+    pub max_total_body_bytes: usize,
     /// The most requests at once, from the first byte of their body to the last of their answer; the next one is told to come
     /// again. Default: 1024.
     pub max_requests: usize,
@@ -25,7 +27,8 @@ pub struct ServerConfig {
     pub max_preparing: usize,
     /// The most answers to one request (`n`). Default: 16.
     pub max_choices: usize,
-    /// The most time that a request's head, and then its body, takes to arrive. Default: 60 s.
+    /// The most time that a request's head, and then its body, takes to arrive, and that an answer waits for a client that doesn't
+    /// read. Default: 60 s.
     pub read_timeout: Duration,
     /// How long answers may go on after the server was told to stop. Default: 30 s.
     pub shutdown_timeout: Duration,
@@ -44,6 +47,7 @@ impl Default for ServerConfig {
             api_keys: Vec::new(),
             media: Policy::default(),
             max_body_bytes: 64 << 20,
+            max_total_body_bytes: 1 << 30,
             max_requests: 1024,
             max_connections: 4096,
             preprocess_threads: cores,

@@ -12,10 +12,11 @@ use foveal_types::{HeapPixels, SamplingParams, TokenId};
 
 use crate::api::models::{Health, ModelCard, ModelList, Version};
 use crate::api::tokens::{DetokenizeRequest, Text, TokenizeRequest, Tokens};
-use crate::chat_request::text_messages;
+use crate::chat_request::{template_kwargs, text_messages};
 use crate::config::ServedModel;
 use crate::error::{ApiError, ErrorBody};
-use crate::json_body::{read_object, typed};
+use crate::json_body::{JsonBody, typed};
+use crate::preparation::Cancelled;
 use crate::state::AppState;
 
 /// The model, under each of its names.
@@ -93,7 +94,8 @@ pub(crate) async fn tokenize(
     body: Body,
 ) -> Result<Json<Tokens>, ApiError> {
     let _admission = state.admit()?;
-    let request: TokenizeRequest = typed(read_object(&headers, body, state.body_limits()).await?)?;
+    let JsonBody { object, memory: _memory } = state.read_object(&headers, body).await?;
+    let request: TokenizeRequest = typed(object)?;
     let model = state.ready()?.clone();
     model.check_name(request.model.as_deref())?;
     state.text.run(move |_| tokens(&model, request)).await.map(Json)
@@ -106,7 +108,7 @@ fn tokens(model: &ServedModel, request: TokenizeRequest) -> Result<Tokens, ApiEr
         (None, Some(messages)) => {
             let chat = ChatRequest {
                 add_generation_prompt: request.add_generation_prompt.unwrap_or(true),
-                template_kwargs: request.chat_template_kwargs.unwrap_or_default(),
+                template_kwargs: template_kwargs(request.chat_template_kwargs)?,
                 ..ChatRequest::new(text_messages(messages)?)
             };
             processor.prepare(&chat, SamplingParams::default(), &HeapPixels)?.input_ids
@@ -136,15 +138,20 @@ pub(crate) async fn detokenize(
     body: Body,
 ) -> Result<Json<Text>, ApiError> {
     let _admission = state.admit()?;
-    let request: DetokenizeRequest = typed(read_object(&headers, body, state.body_limits()).await?)?;
-    let model = state.ready()?;
+    let JsonBody { object, memory: _memory } = state.read_object(&headers, body).await?;
+    let request: DetokenizeRequest = typed(object)?;
+    let model = state.ready()?.clone();
     model.check_name(request.model.as_deref())?;
     let vocab_size = model.engine.limits().vocab_size;
     if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= vocab_size) {
         let message = format!("token {id} is outside of the model's vocabulary of {vocab_size} tokens");
         return Err(ApiError::invalid("invalid_value", message).at("tokens"));
     }
-    let tokenizer = model.processor.tokenizer();
-    let bytes: Vec<u8> = request.tokens.iter().flat_map(|&id| tokenizer.token_bytes(TokenId(id))).copied().collect();
-    Ok(Json(Text { prompt: String::from_utf8_lossy(&bytes).into_owned() }))
+    let text = move |_: &Cancelled| {
+        let tokenizer = model.processor.tokenizer();
+        let bytes: Vec<u8> =
+            request.tokens.iter().flat_map(|&id| tokenizer.token_bytes(TokenId(id))).copied().collect();
+        Ok(Text { prompt: String::from_utf8_lossy(&bytes).into_owned() })
+    };
+    state.text.run(text).await.map(Json)
 }

@@ -1,5 +1,6 @@
 //! Bodies of requests: within a size and a time, as JSON, and errors in our own words.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -10,22 +11,54 @@ use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 use serde_json::{Map, Value};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
+use crate::preparation::Preparation;
 
-/// What a body may be.
-#[derive(Clone, Copy, Debug)]
+/// A body up to this size is a moment's work for the thread that reads it, and takes no part of what all bodies may hold.
+const SMALL_BYTES: usize = 64 << 10;
+
+/// Values of a body at most: each takes some eighty bytes of memory, whatever it takes in the body. The longest prompts that are given
+/// as tokens have half as many.
+const MAX_VALUES: usize = 1 << 19;
+
+/// What bodies may be.
+#[derive(Clone, Debug)]
 pub(crate) struct BodyLimits {
     pub(crate) max_bytes: usize,
     pub(crate) timeout: Duration,
+    /// Bytes that all large bodies hold together, a permit for each KiB.
+    memory: Arc<Semaphore>,
 }
 
-/// Reads a body that is a JSON object.
+/// A request's JSON. What it holds of the memory for bodies is given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct JsonBody {
+    pub(crate) object: Map<String, Value>,
+    /// Held as long as what was read.
+    pub(crate) memory: Memory,
+}
+
+/// A part of the memory for bodies.
+#[derive(Debug, Default)]
+pub(crate) struct Memory(#[expect(dead_code, reason = "only its end matters")] Option<OwnedSemaphorePermit>);
+
+impl BodyLimits {
+    /// Each body up to `max_bytes`, within a time; all of them together up to `max_total_bytes`, which is one body's at least.
+    pub(crate) fn new(max_bytes: usize, max_total_bytes: usize, timeout: Duration) -> Self {
+        let permits = max_total_bytes.max(max_bytes).div_ceil(1 << 10).min(u32::MAX as usize);
+        Self { max_bytes, timeout, memory: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) }
+    }
+}
+
+/// Reads a body that is a JSON object; a large one is parsed on one of `threads`.
 pub(crate) async fn read_object(
     headers: &HeaderMap,
     body: Body,
-    limits: BodyLimits,
-) -> Result<Map<String, Value>, ApiError> {
+    limits: &BodyLimits,
+    threads: &Preparation,
+) -> Result<JsonBody, ApiError> {
     // A page elsewhere can have a browser send forms and plain text here, but not this type without asking first.
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
@@ -33,15 +66,39 @@ pub(crate) async fn read_object(
         let message = "send the request as JSON, with the header `Content-Type: application/json`";
         return Err(ApiError::invalid("unsupported_media_type", message));
     }
-    let bytes = read(headers, body, limits).await?;
-    match serde_json::from_slice(&bytes) {
+    let (bytes, memory) = read(headers, body, limits).await?;
+    let object = if bytes.len() <= SMALL_BYTES { parse(&bytes)? } else { threads.run(move |_| parse(&bytes)).await? };
+    Ok(JsonBody { object, memory })
+}
+
+fn parse(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
+    if num_values(bytes) > MAX_VALUES {
+        let message = format!("the body holds more than {MAX_VALUES} values");
+        return Err(ApiError::invalid("request_too_large", message));
+    }
+    match serde_json::from_slice(bytes) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(ApiError::invalid("invalid_json", "the body must be a JSON object")),
         Err(error) => Err(ApiError::invalid("invalid_json", syntax(&error))),
     }
 }
 
-async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Bytes, ApiError> {
+/// As many values as a JSON text has, or more: one for each comma and each bracket that opens, outside of its strings.
+fn num_values(json: &[u8]) -> usize {
+    let (mut num_values, mut is_in_string) = (1, false);
+    let mut bytes = json.iter();
+    while let Some(byte) = bytes.next() {
+        match (byte, is_in_string) {
+            (b'"', _) => is_in_string = !is_in_string,
+            (b'\\', true) => _ = bytes.next(),
+            (b',' | b'[' | b'{', false) => num_values += 1,
+            _ => {}
+        }
+    }
+    num_values
+}
+
+async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<(Bytes, Memory), ApiError> {
     let too_large = || {
         let message = format!("the body is larger than {} bytes; send fewer or smaller pictures", limits.max_bytes);
         ApiError::invalid("request_too_large", message)
@@ -52,7 +109,8 @@ async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Byt
     }
     let mut chunks = body.into_data_stream();
     let all = async {
-        let mut bytes = BytesMut::with_capacity(declared.unwrap_or_default().min(1 << 20));
+        let mut bytes = BytesMut::with_capacity(declared.unwrap_or_default().min(SMALL_BYTES));
+        let mut memory: Option<OwnedSemaphorePermit> = None;
         while let Some(chunk) = chunks.next().await {
             let chunk =
                 chunk.map_err(|_| ApiError::invalid("incomplete_body", "the body ended before it was complete"))?;
@@ -60,8 +118,22 @@ async fn read(headers: &HeaderMap, body: Body, limits: BodyLimits) -> Result<Byt
                 return Err(too_large());
             }
             bytes.extend_from_slice(&chunk);
+            if bytes.len() > SMALL_BYTES {
+                let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+                let more =
+                    Arc::clone(&limits.memory).try_acquire_many_owned((bytes.len().div_ceil(1 << 10) - held) as u32);
+                let more = more.map_err(|_| {
+                    ApiError::overloaded(
+                        "requests with large bodies have all the memory that there is for them; try again later",
+                    )
+                })?;
+                match &mut memory {
+                    Some(memory) => memory.merge(more),
+                    None => memory = Some(more),
+                }
+            }
         }
-        Ok(bytes.freeze())
+        Ok((bytes.freeze(), Memory(memory)))
     };
     let late = || {
         let message = format!("the body wasn't complete within {} s", limits.timeout.as_secs());
@@ -145,6 +217,38 @@ mod tests {
     fn object(json: Value) -> Map<String, Value> {
         let Value::Object(object) = json else { panic!("an object") };
         object
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        for (json, expected) in [
+            (r#"{"a": 1, "b": [2, 3]}"#, 5),
+            (r#"{"a": "x,[{\"", "b": ""}"#, 3),
+            ("1", 1),
+            (r#"["\\", 1]"#, 3),
+            (r#"["\"#, 2),
+        ] {
+            assert_eq!(num_values(json.as_bytes()), expected, "{json}");
+        }
+        let many = format!("{{\"x\": [{}0]}}", "0,".repeat(MAX_VALUES));
+        assert_eq!(parse(many.as_bytes()).unwrap_err().detail.code, Some("request_too_large"));
+        assert!(parse(format!("{{\"x\": \"{}\"}}", ",".repeat(MAX_VALUES)).as_bytes()).is_ok());
+    }
+
+    #[tokio::test]
+    async fn all_large_bodies_together_have_a_limit() {
+        let limits = BodyLimits::new(200 << 10, 300 << 10, Duration::from_secs(5));
+        let threads = Preparation::new(1, 4);
+        let json = |len: usize| Body::from(format!("{{\"x\": \"{}\"}}", "a".repeat(len)));
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, "application/json".parse().unwrap())]);
+        let first = read_object(&headers, json(150 << 10), &limits, &threads).await.unwrap();
+        let error = read_object(&headers, json(160 << 10), &limits, &threads).await.unwrap_err();
+        assert_eq!(error.status.as_u16(), 429);
+        read_object(&headers, json(60 << 10), &limits, &threads).await.expect("small ones are always read");
+        drop(first);
+        let error = read_object(&headers, json(201 << 10), &limits, &threads).await.unwrap_err();
+        assert_eq!(error.detail.code, Some("request_too_large"));
+        read_object(&headers, json(160 << 10), &limits, &threads).await.expect("there is room again");
     }
 
     #[test]

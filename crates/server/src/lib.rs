@@ -16,6 +16,7 @@ mod chat_request;
 mod choices;
 mod completions;
 mod config;
+mod connection;
 mod error;
 mod figures;
 mod info;

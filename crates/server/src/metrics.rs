@@ -19,8 +19,10 @@ pub(crate) struct Metrics {
     last: Arc<Mutex<EngineStats>>,
     model: Arc<OnceLock<String>>,
     num_tokens: Arc<AtomicU64>,
-    /// The one histogram of every token, looked up once.
-    between_tokens: Arc<OnceLock<Histogram>>,
+    /// Of those, how many have been exported.
+    num_exported_tokens: Arc<AtomicU64>,
+    /// The histograms of every token, looked up once.
+    between_tokens: Arc<OnceLock<[Histogram; 2]>>,
 }
 
 /// What is known of a request that has ended.
@@ -44,6 +46,8 @@ const TOKENS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1
 
 const TTFT: &str = "vllm:time_to_first_token_seconds";
 const ITL: &str = "vllm:inter_token_latency_seconds";
+/// The same under its older name, which dashboards still ask for.
+const OLD_ITL: &str = "vllm:time_per_output_token_seconds";
 const TPOT: &str = "vllm:request_time_per_output_token_seconds";
 const E2E: &str = "vllm:e2e_request_latency_seconds";
 const QUEUE: &str = "vllm:request_queue_time_seconds";
@@ -70,6 +74,7 @@ impl Metrics {
             last: Arc::default(),
             model: Arc::default(),
             num_tokens: Arc::default(),
+            num_exported_tokens: Arc::default(),
             between_tokens: Arc::default(),
         }
     }
@@ -112,8 +117,9 @@ impl Metrics {
 
     /// A request's next token came this long after the one before.
     pub(crate) fn next_token(&self, after: Duration) {
-        let histogram = self.between_tokens.get_or_init(|| metrics::histogram!(ITL, &self.labels()));
-        histogram.record(after.as_secs_f64());
+        let histograms = || [ITL, OLD_ITL].map(|name| metrics::histogram!(name, &self.labels()));
+        let both = self.between_tokens.get_or_init(histograms);
+        both.iter().for_each(|histogram| histogram.record(after.as_secs_f64()));
     }
 
     /// A request has ended, one way or another.
@@ -135,7 +141,6 @@ impl Metrics {
             self.time(TPOT, decode.div_f64(tokens(usage.completion_tokens - 1)));
         }
         self.count("vllm:prompt_tokens_total", usage.prompt_tokens as u64);
-        self.count("vllm:generation_tokens_total", usage.completion_tokens as u64);
         self.count("vllm:prefix_cache_queries_total", usage.prompt_tokens as u64);
         self.count("vllm:prefix_cache_hits_total", usage.cached_tokens as u64);
         self.count("foveal_image_tokens_total", usage.image_tokens as u64);
@@ -146,6 +151,9 @@ impl Metrics {
         if let Some(stats) = stats {
             self.export(stats);
         }
+        let num_tokens = self.num_tokens();
+        let num_exported = self.num_exported_tokens.swap(num_tokens, Ordering::Relaxed);
+        self.count("vllm:generation_tokens_total", num_tokens.saturating_sub(num_exported));
         metrics::gauge!("foveal_requests").set(requests as f64);
         metrics::gauge!("foveal_preparing_requests").set(preparing as f64);
         self.handle.as_ref().map(PrometheusHandle::render)
@@ -177,7 +185,7 @@ impl Metrics {
 }
 
 fn builder() -> Result<PrometheusBuilder, metrics_exporter_prometheus::BuildError> {
-    let seconds = [TTFT, ITL, TPOT, E2E, QUEUE, PREFILL, DECODE, PREPARE, STEP].map(|name| (name, SECONDS));
+    let seconds = [TTFT, ITL, OLD_ITL, TPOT, E2E, QUEUE, PREFILL, DECODE, PREPARE, STEP].map(|name| (name, SECONDS));
     let tokens = [PROMPT, GENERATION].map(|name| (name, TOKENS));
     seconds.into_iter().chain(tokens).try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
         builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)

@@ -55,14 +55,17 @@ impl Record {
         self.num_choices = num_choices;
     }
 
-    /// The engine has begun.
-    pub(crate) fn begun(&mut self) {
+    /// The engine has begun with one of the answers.
+    pub(crate) fn begun(&mut self, usage: Usage) {
         self.begun.get_or_insert_with(|| self.arrived.elapsed());
+        self.counts(usage);
     }
 
     /// A token has come.
     pub(crate) fn token(&mut self) {
         let now = self.arrived.elapsed();
+        // Until an answer's own count comes with its end.
+        self.usage.completion_tokens += 1;
         self.metrics.token();
         match self.last_token.replace(now) {
             None => {

@@ -63,6 +63,8 @@ async fn name_request(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).await;
     if let Some(ErrorDetail { message, param, code, .. }) = response.extensions().get() {
         let (status, code) = (response.status().as_u16(), code.unwrap_or_default());
+        // Words of the client's stand in it, which mustn't begin a line of their own.
+        let message: String = message.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect();
         tracing::info!(id = %id.0, path, status, code, param, "refused: {message}");
     }
     if let Some(name) = id.header() {

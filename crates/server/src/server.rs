@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::config::{ServedModel, ServerConfig};
+use crate::connection::{Observer, Socket, watched};
 use crate::figures;
 use crate::metrics::Metrics;
 use crate::router::router;
@@ -145,7 +146,7 @@ struct Door {
     read_timeout: Duration,
 }
 
-type Connection = http1::Connection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
+type Connection = http1::Connection<TokioIo<Socket>, TowerToHyperService<axum::Router>>;
 
 impl Door {
     /// Takes connections until it is dropped; each lasts for one request alone unless `keep_alive`.
@@ -164,25 +165,31 @@ impl Door {
                     continue;
                 }
             };
-            let connection = watch(self.connection(stream, keep_alive));
+            let (connection, observer) = self.connection(stream, keep_alive);
+            let (connection, patience) = (watch(connection), self.read_timeout);
             tokio::spawn(async move {
                 // A connection that breaks off is its client's business, and the request's line in the log says so.
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection ended early");
+                tokio::select! {
+                    ended = connection => if let Err(error) = ended {
+                        tracing::debug!(%error, "a connection ended early");
+                    },
+                    reason = observer.until_given_up(patience) => tracing::debug!(?reason, "a connection was given up"),
                 }
                 drop(place);
             });
         }
     }
 
-    fn connection(&self, stream: TcpStream, keep_alive: bool) -> Connection {
+    fn connection(&self, stream: TcpStream, keep_alive: bool) -> (Connection, Observer) {
         // A token is a small packet that somebody waits for.
         let _ = stream.set_nodelay(true);
-        http1::Builder::new()
+        let (socket, observer) = watched(stream);
+        let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.read_timeout)
             .keep_alive(keep_alive)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.app.clone()))
+            .serve_connection(TokioIo::new(socket), TowerToHyperService::new(self.app.clone()));
+        (connection, observer)
     }
 }
 

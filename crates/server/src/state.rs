@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
+use axum::http::HeaderMap;
 use foveal_fetch::Fetcher;
 use rayon::ThreadPool;
 
 use crate::config::{ServedModel, ServerConfig};
 use crate::error::ApiError;
-use crate::json_body::BodyLimits;
+use crate::json_body::{BodyLimits, JsonBody, read_object};
 use crate::metrics::Metrics;
 use crate::preparation::Preparation;
 
@@ -33,6 +35,8 @@ pub(crate) struct Shared {
     model: OnceLock<ServedModel>,
     is_draining: AtomicBool,
     num_requests: AtomicUsize,
+    /// What bodies may be.
+    pub(crate) bodies: BodyLimits,
 }
 
 impl std::ops::Deref for AppState {
@@ -72,6 +76,7 @@ impl AppState {
             model: OnceLock::new(),
             is_draining: AtomicBool::new(false),
             num_requests: AtomicUsize::new(0),
+            bodies: BodyLimits::new(config.max_body_bytes, config.max_total_body_bytes, config.read_timeout),
             config,
         }))
     }
@@ -126,9 +131,9 @@ impl AppState {
         Ok(Admission(self.clone()))
     }
 
-    /// What a body may be.
-    pub(crate) fn body_limits(&self) -> BodyLimits {
-        BodyLimits { max_bytes: self.config.max_body_bytes, timeout: self.config.read_timeout }
+    /// Reads a request's body.
+    pub(crate) async fn read_object(&self, headers: &HeaderMap, body: Body) -> Result<JsonBody, ApiError> {
+        read_object(headers, body, &self.bodies, &self.pictures).await
     }
 }
 

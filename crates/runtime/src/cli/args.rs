@@ -238,33 +238,33 @@ pub(crate) struct RawSampling {
 #[command(next_help_heading = "Machine")]
 pub(crate) struct RawMachine {
     /// auto, cpu, cuda or cuda:N; auto takes the first GPU that can be used, else the CPU
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "FOVEAL_DEVICE")]
     pub(crate) device: String,
     /// Compute threads of the CPU; 0 takes one for each core
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, env = "FOVEAL_THREADS")]
     pub(crate) threads: usize,
     /// The most tokens of a conversation, pictures and answer included [default: the model's, at most 8192]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "FOVEAL_MAX_MODEL_LEN")]
     pub(crate) max_model_len: Option<usize>,
     /// Pictures with fewer pixels are enlarged [default: the model's preprocessor_config.json]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "FOVEAL_MIN_PIXELS")]
     pub(crate) min_pixels: Option<u64>,
     /// Pictures with more pixels are reduced: fewer tokens, less detail [default: the model's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", env = "FOVEAL_MAX_PIXELS")]
     pub(crate) max_pixels: Option<u64>,
     /// auto reads the folder's weights; dummy makes random ones from config.json alone, to measure speed at full size
-    #[arg(long, value_name = "FORMAT", default_value = "auto")]
+    #[arg(long, value_name = "FORMAT", default_value = "auto", env = "FOVEAL_LOAD_FORMAT")]
     pub(crate) load_format: String,
     /// fp8 rounds bf16 weights of the decoder while they are loaded, a scale for each channel; none runs the weights of an FP8
     /// checkpoint in bf16, for cards without FP8 [default: as the checkpoint has them]
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", env = "FOVEAL_QUANTIZATION")]
     pub(crate) quantization: Option<String>,
     /// auto (as the device computes), fp8 (half of bf16's memory; the checkpoint's scales, if it has any), bfloat16, float16
     /// or float32; a GPU takes bfloat16 and fp8
-    #[arg(long, value_name = "DTYPE", default_value = "auto")]
+    #[arg(long, value_name = "DTYPE", default_value = "auto", env = "FOVEAL_KV_CACHE_DTYPE")]
     pub(crate) kv_cache_dtype: String,
     /// Run every step without captured graphs. The results are the same; a CPU never has any
-    #[arg(long)]
+    #[arg(long, env = "FOVEAL_ENFORCE_EAGER")]
     pub(crate) enforce_eager: bool,
 }
 

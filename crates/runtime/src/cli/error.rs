@@ -8,7 +8,7 @@ use thiserror::Error;
 
 /// A command line that makes no sense: which option, and what would.
 #[derive(Debug, Error)]
-#[error("{0}; `foveal run --help` explains the options")]
+#[error("{0}; `--help` after the command explains its options")]
 pub(crate) struct UsageError(String);
 
 impl UsageError {

@@ -72,7 +72,6 @@ pub(crate) struct ChatMessage {
     /// `system`, `developer` (the same), `user`, `assistant` or `tool`.
     pub(crate) role: String,
     /// A text or a list of parts.
-    #[schema(value_type = Option<Object>)]
     pub(crate) content: Option<MessageContent>,
     /// The speaker's name, where the template uses it.
     pub(crate) name: Option<String>,
@@ -100,7 +99,8 @@ pub(crate) struct ChatMessage {
 }
 
 /// A text or a list of parts.
-#[derive(Debug)]
+#[derive(Debug, ToSchema)]
+#[serde(untagged)]
 pub(crate) enum MessageContent {
     Text(String),
     Parts(Vec<ContentPart>),

@@ -26,10 +26,21 @@ pub(crate) struct CompletionFields {
     /// The model's name as `/v1/models` has it; may be left out.
     pub(crate) model: Option<String>,
     /// A text, a list of texts, a list of tokens, or a list of lists of tokens.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<PromptForms>)]
     pub(crate) prompt: Option<Prompts>,
     /// How many of the best tokens are told for each with their log-probabilities, up to 20.
     pub(crate) logprobs: Option<usize>,
+}
+
+/// How prompts are written.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "of the document")]
+pub(crate) enum PromptForms {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    TokenLists(Vec<Vec<u32>>),
 }
 
 /// The prompts of one request.

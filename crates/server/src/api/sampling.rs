@@ -11,7 +11,7 @@ use crate::answer::StreamUsage;
 pub(crate) struct SamplingFields {
     /// The most tokens of the answer; by default as many as the model's length leaves.
     pub(crate) max_tokens: Option<usize>,
-    /// The same, in OpenAI's newer spelling for chats.
+    /// The same, in OpenAI's newer spelling.
     pub(crate) max_completion_tokens: Option<usize>,
     /// Stop tokens can't be chosen before this many tokens.
     pub(crate) min_tokens: Option<usize>,
@@ -33,7 +33,7 @@ pub(crate) struct SamplingFields {
     pub(crate) seed: Option<i64>,
     /// Up to sixteen texts before which the answer ends.
     #[serde(default, deserialize_with = "one_or_many")]
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(value_type = Option<OneOrMany>)]
     pub(crate) stop: Option<Vec<String>>,
     /// Tokens that end the answer, in addition to the model's own.
     pub(crate) stop_token_ids: Option<Vec<u32>>,
@@ -46,6 +46,15 @@ pub(crate) struct SamplingFields {
     /// What a stream holds besides.
     #[serde(default, deserialize_with = "super::object::one")]
     pub(crate) stream_options: Option<StreamOptions>,
+}
+
+/// A text or a list of texts.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "of the document")]
+pub(crate) enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
 }
 
 /// What a stream holds besides text.

@@ -43,6 +43,9 @@ pub(crate) struct RawServe {
     /// Don't serve the page at /
     #[arg(long, env = "FOVEAL_NO_PAGE")]
     pub(crate) no_page: bool,
+    /// How long a request may take to arrive, and an answer wait for a client that doesn't read, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, env = "FOVEAL_READ_TIMEOUT")]
+    pub(crate) read_timeout: u64,
     /// How long running answers may go on after SIGTERM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, env = "FOVEAL_SHUTDOWN_TIMEOUT")]
     pub(crate) shutdown_timeout: u64,
@@ -84,6 +87,9 @@ pub(crate) struct RawMedia {
     /// The most bytes of a request
     #[arg(long, value_name = "N", default_value_t = 64 << 20, env = "FOVEAL_MAX_BODY_BYTES")]
     pub(crate) max_body_bytes: usize,
+    /// The most bytes of all requests over 64 KiB that are held at once; more are told to come again
+    #[arg(long, value_name = "N", default_value_t = 1 << 30, env = "FOVEAL_MAX_TOTAL_BODY_BYTES")]
+    pub(crate) max_total_body_bytes: usize,
     /// Threads that fetch, decode and cut pictures [default: one for each core]
     #[arg(long, value_name = "N", env = "FOVEAL_PREPROCESS_THREADS")]
     pub(crate) preprocess_threads: Option<usize>,

@@ -40,6 +40,7 @@ impl ServeConfig {
             ("--preprocess-threads", media.preprocess_threads.unwrap_or(1)),
             ("--max-image-bytes", media.max_image_bytes),
             ("--max-body-bytes", media.max_body_bytes),
+            ("--max-total-body-bytes", media.max_total_body_bytes),
         ])?;
         let share = scheduling.gpu_memory_utilization;
         check_memory_share(share)?;
@@ -54,7 +55,9 @@ impl ServeConfig {
             api_keys: api_key,
             preprocess_threads: media.preprocess_threads.unwrap_or(default.preprocess_threads),
             max_body_bytes: media.max_body_bytes,
+            max_total_body_bytes: media.max_total_body_bytes,
             max_requests,
+            read_timeout: Duration::from_secs(raw.read_timeout.max(1)),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout),
             allowed_origins: raw.allowed_origins,
             page: !raw.no_page,
