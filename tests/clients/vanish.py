@@ -253,6 +253,8 @@ def check_preparation():
     return said
 
 
+# Streams that keep a server busy for longer than the time between comments, one after another.
+LINE_LENGTH = 12
 # Seconds between looks of the server's at a connection, with room for a loaded machine.
 NOTICED_S = 10
 
@@ -293,6 +295,32 @@ def check_unread():
         return f"after {time.monotonic() - start:.1f} s"
 
 
+async def wait_in_line(server):
+    """Streams one after another, the last of which waits; gives its first words."""
+    raw = long_chat(stream=True)
+    ahead = [await asyncio.open_connection(server.host, server.port) for _ in range(LINE_LENGTH)]
+    for _, writer in ahead:
+        writer.write(raw)
+    await asyncio.sleep(1)
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(raw)
+    response = await respond(reader)
+    first = await anext(response.pieces())
+    for _, other in [*ahead, (reader, writer)]:
+        other.close()
+    return first
+
+
+def check_waiting():
+    """Whoever waits for an answer is told that it goes on, and the operator how the engine does."""
+    with Served("--max-num-seqs", "1") as server:
+        first = asyncio.run(wait_in_line(server))
+        assert first == b": keep-alive\n\n", first
+        assert "foveal_server::figures" in server.said(), "no line of figures within ten seconds"
+        server.check_left_clean()
+    return "a comment in the stream, and a line of figures in the log"
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600)
@@ -307,6 +335,7 @@ def main():
             report("vanish: the server is idle again and its log clean", server.check_left_clean),
         ]
     passed.append(report("vanish: without reading", check_unread))
+    passed.append(report("vanish: while others are answered", check_waiting))
     passed.append(report("vanish: while pictures are prepared", check_preparation))
     sys.exit(0 if all(passed) else 1)
 
