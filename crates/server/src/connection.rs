@@ -114,13 +114,9 @@ impl AsyncRead for Socket {
         let stream = &self.0.stream;
         loop {
             ready!(stream.poll_read_ready(cx))?;
-            match stream.try_read(buf.initialize_unfilled()) {
-                Ok(len) => {
-                    buf.advance(len);
-                    return Poll::Ready(Ok(()));
-                }
+            match stream.try_read_buf(buf) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                result => return Poll::Ready(result.map(|_| ())),
             }
         }
     }
