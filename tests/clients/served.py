@@ -31,6 +31,13 @@ IDLE = [
 PATIENCE_S = 60
 
 
+def name_and_seconds(stat):
+    """A process's or a thread's name and the processor's time that it has used, by its `stat`."""
+    name, fields = re.fullmatch(r"\d+ \((.*)\) (.*)", stat.read_text(), re.DOTALL).groups()
+    user, system = fields.split()[11:13]
+    return name, (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
 class Served:
     """A running server."""
 
@@ -107,8 +114,7 @@ class Served:
 
     def cpu_seconds(self):
         """The processor's time that it has used."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return name_and_seconds(Path(f"/proc/{self.pid}/stat"))[1]
 
     def _status(self, name):
         text = Path(f"/proc/{self.pid}/status").read_text()

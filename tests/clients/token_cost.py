@@ -7,21 +7,18 @@ A measurement, no check: run.sh leaves it out. Build with --release and name tha
 import argparse
 import asyncio
 import collections
-import os
-import re
 from pathlib import Path
 
 from http1 import post
-from served import COUNT, Served
+from served import COUNT, Served, name_and_seconds
 
 
 def seconds_by_kind(server):
     """The processor's time so far by the threads' name, without its number."""
     seconds = collections.Counter()
     for task in Path(f"/proc/{server.pid}/task").iterdir():
-        name, fields = re.match(r"\d+ \((.*)\) (.*)", (task / "stat").read_text(), re.DOTALL).groups()
-        user, system = fields.split()[11:13]
-        seconds[name.rstrip("-0123456789")] += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        name, used = name_and_seconds(task / "stat")
+        seconds[name.rstrip("-0123456789")] += used
     return seconds
 
 

@@ -265,21 +265,14 @@ def long_chat(**more):
     return post("/v1/chat/completions", chat)
 
 
-def noticed(server, connection):
-    """How long a connection's request goes on once `connection`, which is left alone or closed, has nobody behind it."""
-    start = time.monotonic()
-    server.wait_idle(NOTICED_S)
-    connection.close()
-    return f"after {time.monotonic() - start:.1f} s"
-
-
 def check_bytes_behind(server):
     """Who leaves is noticed, whatever it has sent behind its request."""
-    connection = socket.create_connection((server.host, server.port))
-    connection.sendall(long_chat() + b"\r\nGET / HTTP/1.1\r\n")
-    server.wait_for(lambda: server.metrics()["vllm:num_requests_running"], "the request")
-    connection.close()
-    return noticed(server, connection)
+    with socket.create_connection((server.host, server.port)) as connection:
+        connection.sendall(long_chat() + b"\r\nGET / HTTP/1.1\r\n")
+        server.wait_for(lambda: server.metrics()["vllm:num_requests_running"], "the request")
+    start = time.monotonic()
+    server.wait_idle(NOTICED_S)
+    return f"after {time.monotonic() - start:.1f} s"
 
 
 def check_unread():

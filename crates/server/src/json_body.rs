@@ -37,18 +37,24 @@ pub(crate) struct BodyLimits {
 pub(crate) struct JsonBody {
     pub(crate) object: Map<String, Value>,
     /// Held as long as what was read.
-    pub(crate) memory: Memory,
+    pub(crate) memory: OwnedSemaphorePermit,
 }
-
-/// A part of the memory for bodies.
-#[derive(Debug, Default)]
-pub(crate) struct Memory(#[expect(dead_code, reason = "only its end matters")] Option<OwnedSemaphorePermit>);
 
 impl BodyLimits {
     /// Each body up to `max_bytes`, within a time; all of them together up to `max_total_bytes`, which is one body's at least.
     pub(crate) fn new(max_bytes: usize, max_total_bytes: usize, timeout: Duration) -> Self {
-        let permits = max_total_bytes.max(max_bytes).div_ceil(1 << 10).min(u32::MAX as usize);
-        Self { max_bytes, timeout, memory: Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS))) }
+        let permits = max_total_bytes.max(max_bytes).div_ceil(1 << 10).min(Semaphore::MAX_PERMITS);
+        Self { max_bytes, timeout, memory: Arc::new(Semaphore::new(permits)) }
+    }
+
+    /// A part of the memory for all bodies, if there is so much.
+    fn hold(&self, kib: usize) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permits = u32::try_from(kib).unwrap_or(u32::MAX);
+        Arc::clone(&self.memory).try_acquire_many_owned(permits).map_err(|_| {
+            ApiError::overloaded(
+                "requests with large bodies have all the memory that there is for them; try again later",
+            )
+        })
     }
 }
 
@@ -98,7 +104,7 @@ fn num_values(json: &[u8]) -> usize {
     num_values
 }
 
-async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<(Bytes, Memory), ApiError> {
+async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<(Bytes, OwnedSemaphorePermit), ApiError> {
     let too_large = || {
         let message = format!("the body is larger than {} bytes; send fewer or smaller pictures", limits.max_bytes);
         ApiError::invalid("request_too_large", message)
@@ -110,7 +116,7 @@ async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<(B
     let mut chunks = body.into_data_stream();
     let all = async {
         let mut bytes = BytesMut::with_capacity(declared.unwrap_or_default().min(SMALL_BYTES));
-        let mut memory: Option<OwnedSemaphorePermit> = None;
+        let mut memory = limits.hold(0)?;
         while let Some(chunk) = chunks.next().await {
             let chunk =
                 chunk.map_err(|_| ApiError::invalid("incomplete_body", "the body ended before it was complete"))?;
@@ -119,21 +125,10 @@ async fn read(headers: &HeaderMap, body: Body, limits: &BodyLimits) -> Result<(B
             }
             bytes.extend_from_slice(&chunk);
             if bytes.len() > SMALL_BYTES {
-                let held = memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-                let more =
-                    Arc::clone(&limits.memory).try_acquire_many_owned((bytes.len().div_ceil(1 << 10) - held) as u32);
-                let more = more.map_err(|_| {
-                    ApiError::overloaded(
-                        "requests with large bodies have all the memory that there is for them; try again later",
-                    )
-                })?;
-                match &mut memory {
-                    Some(memory) => memory.merge(more),
-                    None => memory = Some(more),
-                }
+                memory.merge(limits.hold(bytes.len().div_ceil(1 << 10) - memory.num_permits())?);
             }
         }
-        Ok((bytes.freeze(), Memory(memory)))
+        Ok((bytes.freeze(), memory))
     };
     let late = || {
         let message = format!("the body wasn't complete within {} s", limits.timeout.as_secs());
