@@ -46,15 +46,6 @@ impl Choices {
     /// # Errors
     /// What the engine refuses at once.
     pub(crate) fn start(model: &ServedModel, prompts: Vec<PreparedRequest>, copies: usize) -> Result<Self, ApiError> {
-        let max_model_len = model.engine.limits().max_model_len;
-        for prompt in &prompts {
-            let room = max_model_len.saturating_sub(prompt.input_ids.len());
-            let min_tokens = prompt.sampling.min_tokens;
-            if min_tokens > room {
-                let message = format!("`min_tokens` is {min_tokens}; the prompt leaves room for {room}");
-                return Err(ApiError::invalid("invalid_value", message).at("min_tokens"));
-            }
-        }
         let mut streams = SelectAll::new();
         let mut usages = Vec::new();
         for prompt in prompts {

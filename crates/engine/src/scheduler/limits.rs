@@ -64,6 +64,12 @@ impl Limits {
             let message = format!("token {id} can't be sampled: the model's vocabulary has {vocab_size} tokens");
             return Err(RequestError::new("invalid_value", message).at("stop_token_ids"));
         }
+        let (min_tokens, room) =
+            (request.sampling.min_tokens, self.max_answer_len(request.input_ids.len(), request.rope_delta));
+        if min_tokens > room {
+            let message = format!("`min_tokens` is {min_tokens}; the prompt leaves room for {room}");
+            return Err(RequestError::new("invalid_value", message).at("min_tokens"));
+        }
         request.images.iter().enumerate().try_for_each(|(i, image)| self.check_image(i, image))
     }
 

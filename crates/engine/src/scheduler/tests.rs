@@ -82,6 +82,19 @@ fn stop_tokens_of_the_request_and_ignored_ones() {
 }
 
 #[test]
+fn an_answer_that_has_no_room_for_its_fewest_tokens_is_refused() {
+    let limits = limits();
+    let with = |min_tokens: usize| {
+        let sampling = SamplingParams { min_tokens, ..SamplingParams::default() };
+        limits.check(&PreparedRequest { sampling, ..request(&[3; 4]) })
+    };
+    let room = limits.max_seq_len() - 4;
+    assert!(with(room).is_ok());
+    let error = with(room + 1).unwrap_err();
+    assert_eq!((error.code, error.param.as_deref()), ("invalid_value", Some("min_tokens")));
+}
+
+#[test]
 fn a_stop_token_outside_of_the_vocabulary_is_refused() {
     let limits = limits();
     let with = |id: usize| {
