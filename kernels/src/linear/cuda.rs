@@ -28,6 +28,9 @@ const LOAD_BYTES: u64 = 16;
 /// The kernel counts columns by an `int` and steps beyond the last.
 const MAX_COLUMNS: usize = 1 << 30;
 
+/// Warps of a multiprocessor, whose registers they fill.
+const WARPS_PER_SM: usize = 16;
+
 /// How our own kernel shares the work out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gemv {
@@ -69,6 +72,11 @@ fn plan(product: Product, num_sms: u32) -> Option<Gemv> {
 }
 
 impl Gemv {
+    /// Blocks that a multiprocessor has at once.
+    fn blocks_per_sm(self) -> usize {
+        WARPS_PER_SM / self.warps as usize
+    }
+
     fn spec(self, weight: DType, out: DType, is_scaled: bool) -> KernelSpec {
         let spec = KernelSpec::new(&GEMV, "gemv").dtype("W_T", weight).dtype("OUT_T", out);
         let spec = spec.int("IS_F8", i64::from(weight == DType::F8E4M3)).int("SCALED", i64::from(is_scaled));
@@ -283,7 +291,9 @@ fn launch(
     args.ptr_or_null(part_scales(0))?.ptr_or_null(part_scales(1))?.ptr_or_null(part_scales(2))?;
     let (first, stride) = scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()));
     args.usize_as_i32(first)?.usize_as_i32(stride)?;
-    let blocks = u32::try_from(tiles).map_err(|_| DeviceError::TooLarge { value: tiles })?;
+    // Blocks stay, and go from tile to tile.
+    let blocks = tiles.min(stream.num_sms() as usize * gemv.blocks_per_sm());
+    let blocks = u32::try_from(blocks).map_err(|_| DeviceError::TooLarge { value: blocks })?;
     let launch = Launch::new([blocks, 1, 1], [32 * gemv.warps, 1, 1]);
     let spec = gemv.spec(x.dtype(), out.dtype(), scales.is_some());
     // SAFETY: the parameters are those of `gemv` in gemv.cu. `check` has compared all shapes and types, and `plan` what its

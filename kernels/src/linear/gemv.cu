@@ -7,14 +7,15 @@
 // consecutive k, 16 bytes, of its row of weight and of x, and feeds them to two instructions: no shuffles, no shared
 // memory, and a row's four lanes read 64 bytes. Of FP8 16 bytes are sixteen k and, widened to f16, four instructions.
 //
-// Grid: a block for each GROUPS x 8 rows of weight, through all of up to three stacked parts. Block: WARPS warps; a slab
-// of UNROLL x 32 columns goes to each in turn. A slab is loaded while the one before is multiplied: a warp has 4 KiB of
-// weights in flight, a multiprocessor 64 KiB. x is read through the level-1 cache, where it stays, since weights pass by it.
+// Grid: as many blocks as run at once, or fewer. A block takes tile after tile of GROUPS x 8 rows of weight, through all of up to
+// three stacked parts. Block: WARPS warps; a slab of UNROLL x 32 columns goes to each in turn. A slab is loaded while the one
+// before is multiplied, across tiles as well: a warp has 4 KiB of weights in flight, a multiprocessor 64 KiB, and only a block's
+// first slab is waited for. x is read through the level-1 cache, where it stays, since weights pass by it.
 // Shared memory: WARPS x GROUPS x 256 bytes for the warps' sums, added in their order: an output's bits depend on its row
 // of x and its row of weight alone, not on m.
 // Needs: k and the addresses of x and weight are multiples of 16 bytes; m is 1 to 8. k = 0 sums nothing.
 // Bound: bytes of weight at 4.5 TB/s on an H200 (4096 x 4096: 7.5 us). x adds m / (8 x GROUPS) of that from the caches.
-// Registers: 92 to 98, no spills.
+// Registers: 102 to 128, no spills.
 // Dropped: plain multiply-adds, which at eight rows take nine tenths of all issue slots; x in shared memory, which is
 // read by as many bytes as from the cache, and costs a barrier and, at eight rows of 12288, more than there is; loads and
 // products of one slab in one turn, where ptxas moved each load to its use and left one or two in flight; weights loaded, or brought
@@ -93,7 +94,33 @@ __device__ __forceinline__ void add_scaled(float (&acc)[GROUPS][2][4], float (&s
 }
 #endif
 
+// A block's rows of weight: some of one part's.
+struct Tile {
+    const W_T* weight;
+    const f32_t* scales;
+    int first_row, num_rows, part_column;
+};
+
 // A part's rows of weight are the columns of `out` from its offset on. Parts that there aren't have no rows.
+struct Parts {
+    const W_T* weight[3];
+    const f32_t* scales[3];
+    int rows[3];
+
+    __device__ __forceinline__ static int tiles_of(int rows) { return (rows + ROWS - 1) / ROWS; }
+    __device__ __forceinline__ int num_tiles() const {
+        return tiles_of(rows[0]) + tiles_of(rows[1]) + tiles_of(rows[2]);
+    }
+    __device__ __forceinline__ Tile tile(int index) const {
+        const int tiles0 = tiles_of(rows[0]), tiles1 = tiles_of(rows[1]);
+        if (index >= tiles0 + tiles1) {
+            return {weight[2], scales[2], (index - tiles0 - tiles1) * ROWS, rows[2], rows[0] + rows[1]};
+        }
+        if (index >= tiles0) return {weight[1], scales[1], (index - tiles0) * ROWS, rows[1], rows[0]};
+        return {weight[0], scales[0], index * ROWS, rows[0], 0};
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
 gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weight1,
      const W_T* __restrict__ weight2, const OUT_T* __restrict__ bias, OUT_T* out, int rows0, int rows1,
@@ -101,111 +128,111 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
      const f32_t* __restrict__ scales1, const f32_t* __restrict__ scales2, int first_x, int x_scales_stride) {
     __shared__ float sums[WARPS][GROUPS][8][8];
     follow_the_kernel_before();
-
-    // The block's part, its first row there, and the column of `out` that the part begins at.
-    int tile = blockIdx.x, part_column = 0, num_rows = rows0;
-    const W_T* weight = weight0;
-#if SCALED
-    const f32_t* scales = scales0;
-#endif
-    const int tiles0 = (rows0 + ROWS - 1) / ROWS, tiles1 = (rows1 + ROWS - 1) / ROWS;
-    if (tile >= tiles0 + tiles1) {
-        tile -= tiles0 + tiles1, part_column = rows0 + rows1, num_rows = rows2, weight = weight2;
-#if SCALED
-        scales = scales2;
-#endif
-    } else if (tile >= tiles0) {
-        tile -= tiles0, part_column = rows0, num_rows = rows1, weight = weight1;
-#if SCALED
-        scales = scales1;
-#endif
-    }
-    const int first_row = tile * ROWS;
+    const Parts parts = {{weight0, weight1, weight2}, {scales0, scales1, scales2}, {rows0, rows1, rows2}};
+    const int num_tiles = parts.num_tiles();
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     // The fragments' row of x, which is also the row of weight within a group, and the lane's first column of a chunk.
-    const int row = lane >> 2, column = (lane & 3) * LANE;
-    const int from = warp * SLAB + column;
+    const int row = lane >> 2, from = warp * SLAB + (lane & 3) * LANE;
     // Rows beyond the last, of either, repeat it: what comes of them is dropped.
-    const W_T* next_x = x + (size_t)min(row, m - 1) * k + from;
-    const W_T* next_w[GROUPS];
-#pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
-        next_w[group] = weight + (size_t)min(first_row + group * 8 + row, num_rows - 1) * k + from;
-    }
+    const W_T* const own_x = x + (size_t)min(row, m - 1) * k + from;
 
-#if SCALED
-    const int x_row = first_x + min(row, m - 1), num_blocks = (k + 127) / 128;
-    // The groups' rows lie in one block.
-    const f32_t* w_scales = scales + (size_t)(first_row / 128) * num_blocks;
-    x_scales += x_row;
-    float sums_of_block[GROUPS][2][4] = {};
-#endif
-    // What is loaded for a slab is multiplied one turn later: loads that could be moved down to their use would be, by a
-    // compiler that saves registers.
+    // What is loaded for a slab is multiplied one turn later, be it of the next tile: loads that could be moved down to their use
+    // would be, by a compiler that saves registers.
     Vec<u32_t, 4> w[UNROLL][GROUPS];
 #if !IS_F8
     Vec<u32_t, 4> a[UNROLL];
 #endif
-    float acc[GROUPS][2][4] = {};
-    // Columns from the lane's next one to the end.
-    int left = k - from;
-    auto load = [&](int i) {
+    // The slab that is loaded next: its tile, the warp's first column, the lane's weights, and the columns from there to the end.
+    int load_tile = blockIdx.x, load_slab = warp * SLAB, left = k - from;
+    const W_T* next_w[GROUPS];
+    const auto begin_tile = [&] {
+        const Tile tile = parts.tile(load_tile);
+#pragma unroll
+        for (int group = 0; group < GROUPS; group++) {
+            next_w[group] = tile.weight + (size_t)min(tile.first_row + group * 8 + row, tile.num_rows - 1) * k + from;
+        }
+    };
+    const auto load = [&](int i) {
 #if !IS_F8
-        a[i] = load_cached(next_x + i * CHUNK, i * CHUNK < left);
+        a[i] = load_cached(own_x + (load_slab - warp * SLAB) + i * CHUNK, i * CHUNK < left);
 #endif
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             w[i][group] = load_streamed(next_w[group] + i * CHUNK, i * CHUNK < left);
         }
     };
-#pragma unroll
-    for (int i = 0; i < UNROLL; i++) load(i);
-    // By the warp's first column, so that its lanes go together.
-#pragma unroll 1
-    for (int slab = warp * SLAB; slab < k; slab += WARPS * SLAB) {
-        next_x += WARPS * SLAB, left -= WARPS * SLAB;
+    const auto go_on = [&] {
+        load_slab += WARPS * SLAB, left -= WARPS * SLAB;
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) next_w[group] += WARPS * SLAB;
+        if (load_slab < k) return;
+        load_tile += gridDim.x, load_slab = warp * SLAB, left = 0;
+        if (load_tile >= num_tiles) return;
+        left = k - from;
+        begin_tile();
+    };
+    begin_tile();
 #pragma unroll
-        for (int i = 0; i < UNROLL; i++) {
+    for (int i = 0; i < UNROLL; i++) load(i);
+    go_on();
+
+    for (int index = blockIdx.x; index < num_tiles; index += gridDim.x) {
+        const Tile tile = parts.tile(index);
+        float acc[GROUPS][2][4] = {};
+#if SCALED
+        const int x_row = first_x + min(row, m - 1), num_blocks = (k + 127) / 128;
+        // The groups' rows lie in one block.
+        const f32_t* w_scales = tile.scales + (size_t)(tile.first_row / 128) * num_blocks;
+        float sums_of_block[GROUPS][2][4] = {};
+#endif
+        // By the warp's first column, so that its lanes go together.
+#pragma unroll 1
+        for (int slab = warp * SLAB; slab < k; slab += WARPS * SLAB) {
+#pragma unroll
+            for (int i = 0; i < UNROLL; i++) {
 #if IS_F8
-            // Widening takes the registers that activations loaded ahead would need; they come from the level-1 cache.
-            const int back = i * CHUNK - WARPS * SLAB;
-            const Vec<u32_t, 4> own = load_cached(next_x + back, back < left);
+                // Widening takes the registers that activations loaded ahead would need; they come from the level-1 cache.
+                const int at = slab - warp * SLAB + i * CHUNK;
+                const Vec<u32_t, 4> own = load_cached(own_x + at, at < k - from);
 #else
-            const Vec<u32_t, 4>& own = a[i];
+                const Vec<u32_t, 4>& own = a[i];
 #endif
 #if SCALED
-            multiply(sums_of_block, own, w[i]);
-            if (i % CHUNKS_OF_BLOCK == CHUNKS_OF_BLOCK - 1) {
-                // Columns beyond the last are zeros, whatever they are multiplied by.
-                const int block = min((slab + i * CHUNK) / 128, num_blocks - 1);
-                add_scaled(acc, sums_of_block, x_scales[block * x_scales_stride] * w_scales[block]);
-            }
+                multiply(sums_of_block, own, w[i]);
+                if (i % CHUNKS_OF_BLOCK == CHUNKS_OF_BLOCK - 1) {
+                    // Columns beyond the last are zeros, whatever they are multiplied by.
+                    const int block = min((slab + i * CHUNK) / 128, num_blocks - 1);
+                    add_scaled(acc, sums_of_block, x_scales[block * x_scales_stride + x_row] * w_scales[block]);
+                }
 #else
-            multiply(acc, own, w[i]);
+                multiply(acc, own, w[i]);
 #endif
-            load(i);
+                load(i);
+            }
+            go_on();
         }
-    }
 
-    // A lane holds two neighbouring columns of its row of x.
+        // The last tile's sums have been read.
+        __syncthreads();
+        // A lane holds two neighbouring columns of its row of x.
 #pragma unroll
-    for (int group = 0; group < GROUPS; group++) {
-        sums[warp][group][row][(lane & 3) * 2] = acc[group][0][0] + acc[group][1][0];
-        sums[warp][group][row][(lane & 3) * 2 + 1] = acc[group][0][1] + acc[group][1][1];
-    }
-    __syncthreads();
-
-    for (int i = threadIdx.x; i < m * ROWS; i += 32 * WARPS) {
-        const int x_row_index = i / ROWS, tile_row = i % ROWS, weight_row = first_row + tile_row;
-        if (weight_row >= num_rows) continue;
-        float sum = 0.0f;
+        for (int group = 0; group < GROUPS; group++) {
+            sums[warp][group][row][(lane & 3) * 2] = acc[group][0][0] + acc[group][1][0];
+            sums[warp][group][row][(lane & 3) * 2 + 1] = acc[group][0][1] + acc[group][1][1];
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < m * ROWS; i += 32 * WARPS) {
+            const int x_row_index = i / ROWS, tile_row = i % ROWS, weight_row = tile.first_row + tile_row;
+            if (weight_row >= tile.num_rows) continue;
+            float sum = 0.0f;
 #pragma unroll
-        for (int i_warp = 0; i_warp < WARPS; i_warp++) sum += sums[i_warp][tile_row >> 3][x_row_index][tile_row & 7];
-        const int out_column = part_column + weight_row;
-        if (bias) sum += to_f32(bias[out_column]);
-        out[(size_t)x_row_index * out_stride + out_column] = from_f32<OUT_T>(sum);
+            for (int i_warp = 0; i_warp < WARPS; i_warp++) {
+                sum += sums[i_warp][tile_row >> 3][x_row_index][tile_row & 7];
+            }
+            const int out_column = tile.part_column + weight_row;
+            if (bias) sum += to_f32(bias[out_column]);
+            out[(size_t)x_row_index * out_stride + out_column] = from_f32<OUT_T>(sum);
+        }
     }
 }

@@ -175,6 +175,13 @@ fn real_projections_agree_with_float64(device: &Device) {
     }
 }
 
+fn more_rows_of_weights_than_run_at_once_agree_with_float64(device: &Device) {
+    // So many that a block takes several tiles of them, of one part and of the next; columns for some warps and for all.
+    for (m, k, parts) in [(8, 264, &[3000, 1001, 900][..]), (3, 1032, &[2500, 1, 2200])] {
+        agrees_with_float64(device, &Problem::new(device, NARROW, m, k, parts, true));
+    }
+}
+
 fn tuned_projections_agree_with_float64(device: &Device) {
     for (m, k, parts) in [(24, 256, &[130, 62][..]), (3, 64, &[40])] {
         let problem = Problem::new(device, decoder(device), m, k, parts, true);
@@ -279,6 +286,7 @@ device_tests!(
     every_type_and_shape_agrees_with_float64,
     every_part_of_a_few_rows_agrees_with_float64,
     real_projections_agree_with_float64,
+    more_rows_of_weights_than_run_at_once_agree_with_float64,
     tuned_projections_agree_with_float64,
     rows_among_a_few_others_have_the_same_bits,
     more_rows_than_a_pass_holds,

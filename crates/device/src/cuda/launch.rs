@@ -103,7 +103,7 @@ impl CudaStream {
         }
         self.device().bind()?;
         let kernel = self.device().modules().get(self.device(), spec)?;
-        kernel.allow_shared(launch.shared_bytes)?;
+        kernel.prepare(launch.shared_bytes)?;
         let (mut attributes, num_attributes) = launch.attributes();
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],

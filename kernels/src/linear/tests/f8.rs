@@ -114,6 +114,8 @@ fn products_are_those_of_the_bytes(device: &Device) {
         Problem::new(device, dims, parts, false).check(device);
     }
     Problem::new(device, [8, 4096], &[160], false).check(device);
+    // More rows of weights than run at once.
+    Problem::new(device, [8, 1040], &[3008, 1504], false).check(device);
 }
 
 fn blocks_are_scaled(device: &Device) {
@@ -123,6 +125,8 @@ fn blocks_are_scaled(device: &Device) {
     for (dims, parts) in [([1, 512], &[128][..]), ([5, 1024], &[256, 128]), ([20, 512], &[384]), ([64, 1536], &[128])] {
         Problem::new(device, dims, parts, true).check(device);
     }
+    // More rows of weights than run at once.
+    Problem::new(device, [7, 512], &[2560, 2048], true).check(device);
     // Sums that the library doesn't take.
     Problem::new(device, [21, 256], &[256, 128], true).check(device);
     // Blocks that are cut off, which our own kernels take.
