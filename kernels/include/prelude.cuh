@@ -123,6 +123,17 @@ __device__ __forceinline__ float ex2(float x) {
 
 __device__ __forceinline__ u32_t shared_address(const void* p) { return (u32_t)__cvta_generic_to_shared(p); }
 
+// Elements of shared memory by their address there, 16 bytes.
+template <typename T, int N> __device__ __forceinline__ Vec<T, N> load_shared(u32_t from) {
+    static_assert(sizeof(Vec<T, N>) == 16, "one load");
+    Vec<u32_t, 4> words;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.at[0]), "=r"(words.at[1]), "=r"(words.at[2]), "=r"(words.at[3])
+                 : "r"(from)
+                 : "memory");
+    return *reinterpret_cast<const Vec<T, N>*>(&words);
+}
+
 // 16 bytes; zeros where `valid` is false (nothing is read then).
 __device__ __forceinline__ void cp_async16(u32_t to, const void* from, bool valid = true) {
     const int bytes = valid ? 16 : 0;

@@ -95,7 +95,11 @@ pub(super) fn qk_norm_rope(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Si
 fn launch(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Sizes) -> Result<(), DeviceError> {
     let Sizes { n, num_heads, num_kv_heads, head_dim, pairs, max_positions, num_slots } = sizes;
     let heads = num_heads + 2 * num_kv_heads;
-    let plan = plan([n, heads], args.qkv.dtype(), head_dim, pairs, &packed_operands(args)?);
+    let dtypes = dtypes(args);
+    let plan = match dtypes.q_weight == dtypes.k_weight {
+        true => plan([n, heads], dtypes.qkv, head_dim, pairs, &packed_operands(args)?),
+        false => Plan::Any,
+    };
     let mut params = params(args)?;
     params.f32(args.norm.map_or(0.0, |norm| norm.eps)).usize_as_i32(n)?;
     params.usize_as_i32(num_heads)?.usize_as_i32(num_kv_heads)?;
@@ -117,7 +121,7 @@ fn launch(stream: &CudaStream, args: &QkNormRope<'_>, sizes: Sizes) -> Result<()
         Plan::Rows { .. } => launch,
         Plan::Packed { .. } | Plan::Any => following(stream, launch),
     };
-    let spec = spec(dtypes(args), plan, args.norm.is_some(), is_scaled(args));
+    let spec = spec(dtypes, plan, args.norm.is_some(), is_scaled(args));
     // SAFETY: `operands::check` has found every operand of the size that `sizes` says, the parameters are the kernel's,
     // and the kernel takes positions, axes and slots inside of these sizes only.
     unsafe { stream.launch(&spec, launch, &mut params) }

@@ -10,10 +10,12 @@
 // A position or axis outside of the tables leaves its pair unturned, a slot outside of the cache stores nothing. Of two
 // rows with one slot either may stay.
 //
-// `qk_norm_rope`: whole heads are turned. LANES lanes take a head of 2 * LANES * VEC elements, VEC pairs each: two loads
-// of up to 16 bytes, log2(LANES) shuffles, two stores. A warp has 32 / LANES heads, of one row mostly.
+// `qk_norm_rope`: whole heads are turned, and both norms' weights have one type. LANES lanes take a head of 2 * LANES * VEC
+// elements, VEC pairs each: two loads of up to 16 bytes, log2(LANES) shuffles, two stores. A warp has 32 / LANES heads, of one row
+// mostly.
 // `qk_norm_rope_rows`: the same for steps of many rows. A block takes row after row, HEADS_EACH heads of each to a thread, with the
-// next two rows on their way to shared memory; a row's angles are looked up once for all of a thread's heads.
+// next two rows on their way to shared memory; a row's angles are looked up once for all of a thread's heads, by a position that was
+// loaded one row ahead.
 // `qk_norm_rope_any`: any head_dim and any number of turned pairs; a warp takes a head and reads it twice.
 //
 // Grid: [ceil(n * heads / heads per block)]; of `qk_norm_rope_rows` [as many as run at once, ceil(heads / heads per block)]. Blocks of
@@ -78,27 +80,38 @@ template <typename T> __device__ __forceinline__ void store_half(T* to, const Ha
     store_scaled(to + HEAD_DIM / 2, x.second, factor);
 }
 
-// The equation's x of a lane, from columns `at` on.
-__device__ __forceinline__ void scale_input(float (&x)[VEC], const ScaledBy& by, float row, const f32_t* bias, int at) {
-    if (by.columns != nullptr) {
-        const Pack<f32_t, VEC> columns = factors_of<VEC>(by, at);
-#pragma unroll
-        for (int e = 0; e < VEC; ++e) x[e] = __fmul_rn(x[e] * row, columns[e]);
+// What a lane reads and writes of a head, each from its first pair on; the cache aside.
+struct HeadAt {
+    const f32_t* columns;
+    const f32_t* bias;
+    OUT_T* q;
+    int head;
+    __device__ __forceinline__ HeadAt(const ScaledBy& by, const f32_t* bias, OUT_T* q_out, u32_t row, int num_heads, int head,
+                                      int pair)
+        : columns(by.columns + (u32_t)(head * HEAD_DIM + pair)),
+          bias(bias + (u32_t)(head * HEAD_DIM + pair)),
+          q(q_out + ((u64_t)row * (u32_t)num_heads + (u32_t)head) * HEAD_DIM + (u32_t)pair),
+          head(head) {}
+    // So many heads on.
+    __device__ __forceinline__ HeadAt after(int heads) const {
+        HeadAt next = *this;
+        next.columns += heads * HEAD_DIM, next.bias += heads * HEAD_DIM, next.q += heads * HEAD_DIM, next.head += heads;
+        return next;
     }
-    if (bias == nullptr) return;
-    const Pack<f32_t, VEC> add = load_pack<VEC>(bias + at);
-#pragma unroll
-    for (int e = 0; e < VEC; ++e) x[e] += add[e];
-}
+};
 
-template <typename T> __device__ __forceinline__ void scale_half(Half& x, const T* weight, float scale) {
-    const Pack<T, VEC> first = load_pack<VEC>(weight), second = load_pack<VEC>(weight + HEAD_DIM / 2);
+// The weights of a lane's pairs.
+struct Weights {
+    Pack<QW_T, VEC> first, second;
+    __device__ __forceinline__ Weights(const QW_T* from) : first(load_pack<VEC>(from)), second(load_pack<VEC>(from + HEAD_DIM / 2)) {}
+    __device__ __forceinline__ void normalise(Half& x, float scale) const {
 #pragma unroll
-    for (int e = 0; e < VEC; ++e) {
-        x.first[e] = x.first[e] * scale * first[e];
-        x.second[e] = x.second[e] * scale * second[e];
+        for (int e = 0; e < VEC; ++e) {
+            x.first[e] = x.first[e] * scale * first[e];
+            x.second[e] = x.second[e] * scale * second[e];
+        }
     }
-}
+};
 
 struct Angles {
     float cos[VEC], sin[VEC];
@@ -135,39 +148,57 @@ __device__ __forceinline__ void turn_half(Half& x, const Angles& angles) {
 // What the heads of all rows share.
 struct Shared {
     const QW_T* q_weight;
-    const KW_T* k_weight;
+    const KW_T* k_weight;  // of the same type
     ScaledBy by;
     const f32_t* bias;
     CACHE_T* k_cache;
     CACHE_T* v_cache;
-    OUT_T* q_out;
     float k_factor, v_factor, eps;
     int num_heads, num_kv_heads, page, num_slots;
+
+    // The equation's x of a lane.
+    __device__ __forceinline__ void scale(Half& x, float row, const HeadAt& at) const {
+        if (by.columns != nullptr) {
+            const Pack<f32_t, VEC> first = load_pack<VEC>(at.columns), second = load_pack<VEC>(at.columns + HEAD_DIM / 2);
+#pragma unroll
+            for (int e = 0; e < VEC; ++e) {
+                x.first[e] = __fmul_rn(x.first[e] * row, first[e]);
+                x.second[e] = __fmul_rn(x.second[e] * row, second[e]);
+            }
+        }
+        if (bias == nullptr) return;
+        const Pack<f32_t, VEC> first = load_pack<VEC>(at.bias), second = load_pack<VEC>(at.bias + HEAD_DIM / 2);
+#pragma unroll
+        for (int e = 0; e < VEC; ++e) {
+            x.first[e] += first[e];
+            x.second[e] += second[e];
+        }
+    }
 };
 
 // What the heads of a row share.
 struct Row {
-    u32_t at;
     i64_t slot;
     float factor;
 };
 
 // A lane's part of a head from qkv to where it belongs; every lane of the warp comes here, also those without a head.
 __device__ __forceinline__ void store_head(const Pack<X_T, VEC>& first, const Pack<X_T, VEC>& second, bool exists,
-                                           const Shared& all, const Row& row, const Angles& angles, int head, int pair) {
-    const bool is_q = head < all.num_heads, is_v = head >= all.num_heads + all.num_kv_heads;
+                                           const Shared& all, const Row& row, const Angles& angles, const HeadAt& at,
+                                           int pair) {
+    const bool is_q = at.head < all.num_heads, is_v = at.head >= all.num_heads + all.num_kv_heads;
     Half x;
 #pragma unroll
     for (int e = 0; e < VEC; ++e) {
         x.first[e] = first[e];
         x.second[e] = second[e];
     }
+#if NORM
+    // Loaded beside all else, not behind the sum; a v's are not looked at.
+    const Weights weights((is_q ? all.q_weight : all.k_weight) + pair);
+#endif
 #if SCALED
-    if (exists) {
-        const int column = head * HEAD_DIM + pair;
-        scale_input(x.first, all.by, row.factor, all.bias, column);
-        scale_input(x.second, all.by, row.factor, all.bias, column + HEAD_DIM / 2);
-    }
+    if (exists) all.scale(x, row.factor, at);
 #endif
 #if NORM
     float squares = 0.0f;
@@ -179,18 +210,14 @@ __device__ __forceinline__ void store_head(const Pack<X_T, VEC>& first, const Pa
 #pragma unroll
     for (int offset = LANES / 2; offset > 0; offset >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
     const float scale = rsqrtf(squares * (1.0f / HEAD_DIM) + all.eps);
-    if (is_q) {
-        scale_half(x, all.q_weight + pair, scale);
-    } else if (!is_v) {
-        scale_half(x, all.k_weight + pair, scale);
-    }
+    if (!is_v) weights.normalise(x, scale);
 #endif
     if (!is_v) turn_half(x, angles);
     if (!exists) return;
     if (is_q) {
-        store_half(all.q_out + ((u64_t)row.at * all.num_heads + head) * HEAD_DIM + pair, x, 1.0f);
+        store_half(at.q, x, 1.0f);
     } else if (row.slot >= 0 && row.slot < all.num_slots) {
-        const u32_t kv_head = head - all.num_heads - (is_v ? all.num_kv_heads : 0);
+        const u32_t kv_head = at.head - all.num_heads - (is_v ? all.num_kv_heads : 0);
         CACHE_T* cache = is_v ? all.v_cache : all.k_cache;
         store_half(cache + cache_at((u32_t)row.slot, all.page, all.num_kv_heads, kv_head, HEAD_DIM) + pair, x,
                    is_v ? all.v_factor : all.k_factor);
@@ -207,30 +234,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
                  const f32_t* __restrict__ bias, float k_factor, float v_factor, float eps, int n, int num_heads,
                  int num_kv_heads, int max_positions, int page, int num_slots) {
     follow_the_kernel_before();
-    const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,  q_out,
+    const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,
                         k_factor, v_factor, eps,                         num_heads, num_kv_heads, page, num_slots};
     const u32_t heads = num_heads + 2 * num_kv_heads;
     const u32_t unit = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES;
     const u32_t head = unit % heads;
     const int pair = threadIdx.x % LANES * VEC;
-    Row row = {unit / heads, -1, 1.0f};
-    const bool exists = row.at < (u32_t)n;
+    const u32_t at = unit / heads;
+    Row row = {-1, 1.0f};
+    const bool exists = at < (u32_t)n;
 
     // All loads before the sum: what depends on the position is the longest chain.
     Pack<X_T, VEC> first = {}, second = {};
     Angles angles = {};
     if (exists) {
-        row.slot = slots[row.at];
+        row.slot = slots[at];
         const X_T* from = qkv + (u64_t)unit * HEAD_DIM + pair;
         first = load_pack<VEC>(from);
         second = load_pack<VEC>(from + HEAD_DIM / 2);
 #if SCALED
-        row.factor = row_factor(all.by, row.at);
+        row.factor = row_factor(all.by, at);
 #endif
         const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
-        if (head < (u32_t)(num_heads + num_kv_heads)) angles = angles_of(rope, place_of(rope, row.at), pair);
+        if (head < (u32_t)(num_heads + num_kv_heads)) angles = angles_of(rope, place_of(rope, at), pair);
     }
-    store_head(first, second, exists, all, row, angles, head, pair);
+    store_head(first, second, exists, all, row, angles, {all.by, bias, q_out, at, num_heads, (int)head, pair}, pair);
 }
 
 #else
@@ -254,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     static_assert(VEC * sizeof(X_T) == 16, "a copy brings a pack");
     constexpr int AT_ONCE = THREADS / LANES;
     __shared__ Ring ring;
-    const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,  q_out,
+    const Shared all = {q_weight, k_weight, {scale_rows, scale_columns}, bias,         k_cache, v_cache,
                         k_factor, v_factor, eps,                         num_heads, num_kv_heads, page, num_slots};
     const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
     const int heads = num_heads + 2 * num_kv_heads, step = gridDim.x;
@@ -262,50 +290,67 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
     const int pair = threadIdx.x % LANES * VEC;
     const bool turns = first_head < num_heads + num_kv_heads;
 
-    const auto fetch = [&](int stage, int row) {
+    // Addresses go on from row to row: all heads of a thread are a constant apart.
+    const X_T* from = qkv + ((u64_t)blockIdx.x * (u32_t)heads + (u32_t)first_head) * HEAD_DIM + (u32_t)pair;
+    HeadAt to = {all.by, bias, q_out, blockIdx.x, num_heads, first_head, pair};
+    const u32_t places = shared_address(&ring.at[0][0][0][threadIdx.x]);
+    constexpr u32_t PLACE = sizeof(ring.at[0][0][0]), STAGE = sizeof(ring.at[0]);
+    const auto fetch = [&](u32_t stage, int row) {
 #pragma unroll
         for (int h = 0; h < HEADS_EACH; ++h) {
-            const int head = first_head + h * AT_ONCE;
-            if (row >= n || head >= heads) continue;
-            const X_T* from = qkv + ((u64_t)row * heads + head) * HEAD_DIM + pair;
-            cp_async16(shared_address(&ring.at[stage][h][0][threadIdx.x]), from);
-            cp_async16(shared_address(&ring.at[stage][h][1][threadIdx.x]), from + HEAD_DIM / 2);
+            if (row >= n || first_head + h * AT_ONCE >= heads) continue;
+            const X_T* head = from + h * AT_ONCE * HEAD_DIM;
+            cp_async16(stage + h * 2 * PLACE, head);
+            cp_async16(stage + h * 2 * PLACE + PLACE, head + HEAD_DIM / 2);
         }
         cp_async_commit();
+        from += (u64_t)step * (u32_t)(heads * HEAD_DIM);
     };
-    const auto row_of = [&](int at) -> Row {
+    // What a row says, as it lies in memory: whatever is made of it waits for it.
+    struct Raw {
+        i64_t slot;
+        float factor;
+        int positions[AXES];
+    };
+    const auto raw_of = [&](int at) {
+        Raw raw = {slots[at], 1.0f};
 #if SCALED
-        return {(u32_t)at, slots[at], row_factor(all.by, at)};
-#else
-        return {(u32_t)at, slots[at], 1.0f};
+        raw.factor = row_factor(all.by, at);
 #endif
+#pragma unroll
+        for (int axis = 0; axis < AXES; ++axis) raw.positions[axis] = positions[(i64_t)axis * n + at];
+        return raw;
     };
 
-    int stage = 0;
-    fetch(0, blockIdx.x);
-    fetch(1, blockIdx.x + step);
-    Row row = row_of(blockIdx.x);
-    Angles angles = {};
-    if (turns) angles = angles_of(rope, place_of(rope, blockIdx.x), pair);
+    fetch(places, blockIdx.x);
+    fetch(places + STAGE, blockIdx.x + step);
+    Raw next = raw_of(min((int)blockIdx.x, n - 1));
+    u32_t stage = 0;
     for (int at = blockIdx.x; at < n; at += step) {
-        fetch((stage + 2) % STAGES, at + 2 * step);
-        const int next = min(at + step, n - 1);
-        const Row next_row = row_of(next);
-        const Place next_place = place_of(rope, next);
+        fetch(places + (stage >= STAGE ? stage - STAGE : stage + 2 * STAGE), at + 2 * step);
+        const Row row = {next.slot, next.factor};
+        Place place;
+#pragma unroll
+        for (int axis = 0; axis < AXES; ++axis) {
+            place.at[axis] = next.positions[axis] < max_positions ? next.positions[axis] : -1;
+        }
+        // A turn ahead of their use, and of the angles', which are needed last.
+        next = raw_of(min(at + step, n - 1));
+        Angles angles = {};
+        if (turns) angles = angles_of(rope, place, pair);
         cp_async_wait<2>();
 #pragma unroll
         for (int h = 0; h < HEADS_EACH; ++h) {
-            const int head = first_head + h * AT_ONCE;
+            const bool exists = first_head + h * AT_ONCE < heads;
             Pack<X_T, VEC> first = {}, second = {};
-            if (head < heads) {
-                first.pieces[0] = ring.at[stage][h][0][threadIdx.x];
-                second.pieces[0] = ring.at[stage][h][1][threadIdx.x];
+            if (exists) {
+                first.pieces[0] = load_shared<X_T, VEC>(places + stage + h * 2 * PLACE);
+                second.pieces[0] = load_shared<X_T, VEC>(places + stage + h * 2 * PLACE + PLACE);
             }
-            store_head(first, second, head < heads, all, row, angles, head, pair);
+            store_head(first, second, exists, all, row, angles, to.after(h * AT_ONCE), pair);
         }
-        row = next_row;
-        if (turns) angles = angles_of(rope, next_place, pair);
-        stage = (stage + 1) % STAGES;
+        to.q += (u64_t)step * (u32_t)(num_heads * HEAD_DIM);
+        stage = stage == 2 * STAGE ? 0 : stage + STAGE;
     }
 }
 
