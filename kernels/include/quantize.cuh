@@ -26,17 +26,28 @@ __device__ __forceinline__ float group_max(float x) {
     return x;
 }
 
+// The largest of a warp, of numbers that are 0 or above and hence are ordered as their bits are.
+__device__ __forceinline__ float warp_max_magnitude(float x) {
+#if __CUDA_ARCH__ >= 800
+    u32_t top;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(top) : "r"(__float_as_uint(x)));
+    return __uint_as_float(top);
+#else
+    return warp_max(x);
+#endif
+}
+
 __device__ __forceinline__ float f8_factor(float top) { return top > 0.0f ? F8_MAX / top : 0.0f; }
 
-// Over the threads of a row: a warp, or a whole block.
+// The largest magnitude over the threads of a row: a warp, or a whole block.
 template <int ROW_THREADS> __device__ __forceinline__ float row_max(float x) {
-    x = warp_max(x);
+    x = warp_max_magnitude(x);
     if constexpr (ROW_THREADS > 32) {
         __shared__ float partial[32];
         const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
         if (lane == 0) partial[warp] = x;
         __syncthreads();
-        x = warp_max(lane < ROW_THREADS / 32 ? partial[lane] : 0.0f);
+        x = warp_max_magnitude(lane < ROW_THREADS / 32 ? partial[lane] : 0.0f);
     }
     return x;
 }
@@ -50,10 +61,21 @@ template <int PACK> __device__ __forceinline__ float magnitude_of(const float (&
 
 template <typename T, int PACK>
 __device__ __forceinline__ void store_scaled(T* to, const float (&y)[PACK], float factor) {
-    Pack<T, PACK> pack;
+    if constexpr (sizeof(T) == 1 && PACK % 4 == 0) {
+        // By pairs, as the cards convert them.
+        Pack<u32_t, PACK / 4> words;
 #pragma unroll
-    for (int e = 0; e < PACK; ++e) pack.set(e, y[e] * factor);
-    store_pack(to, pack);
+        for (int e = 0; e < PACK; e += 4) {
+            const u32_t low = pack_f8x2(y[e] * factor, y[e + 1] * factor);
+            words.pieces[0].at[e / 4] = low | (u32_t)pack_f8x2(y[e + 2] * factor, y[e + 3] * factor) << 16;
+        }
+        store_pack(reinterpret_cast<u32_t*>(to), words);
+    } else {
+        Pack<T, PACK> pack;
+#pragma unroll
+        for (int e = 0; e < PACK; ++e) pack.set(e, y[e] * factor);
+        store_pack(to, pack);
+    }
 }
 
 // Makes the compiler compute anew what follows from a pack: registers that would hold it over a barrier are scarcer than

@@ -6,11 +6,13 @@
 // of `gated`, which has two loads anyway. Counts are in packs, under 2^31. SCALED: gate_up is an unscaled FP8 product.
 // `gated` also rounds to FP8 by groups where rows are whole groups. What depends on a row is for FP8 outputs with a scale for each
 // row (quantize.cuh): in `gated_row` a block takes a row, which waits in shared memory for its largest value (HELD 1) or is read
-// again (HELD 0); what comes there is multiplied pack by pack, while the rest is on its way. In `gated_split` (sm_90) a cluster of
-// SPLIT blocks takes it, a pack to a thread, for steps of few rows.
+// again (HELD 0); what comes there is multiplied pack by pack, while the rest is on its way. In `gated_split` (sm_90), for steps of
+// up to some hundred rows, a cluster of SPLIT blocks takes ROWS of them, PACKS_EACH packs of each to a thread. Scales of columns are
+// twice the bytes of a row: several rows share what is read of them, from the cache.
+// Where a row's largest value is asked for, its own scale is left to the end: it cancels in what is stored.
 //
 // Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 4 bytes of shared memory for each of a row's elements with
-// HELD; of `gated_split` [SPLIT * n].
+// HELD; of `gated_split` [SPLIT * ceil(n / ROWS)], PER_SM blocks of which a multiprocessor has room for.
 // Bound: bytes, the input once and the output once; 16 element operations and two special functions per element keep
 // under half of the issue slots busy. gated with n 2048, i 9728, bf16: 120 MB, 25 us at 4.8 TB/s.
 #include "cluster.cuh"
@@ -56,6 +58,20 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
+// What the columns of a pack of gates and one of factors are multiplied by.
+struct Factors {
+#if SCALED
+    Pack<f32_t, VEC> gates, ups;
+#endif
+    __device__ static __forceinline__ Factors load(const ScaledBy& by, int column, int width) {
+#if SCALED
+        return {factors_of<VEC>(by, column), factors_of<VEC>(by, column + width)};
+#else
+        return {};
+#endif
+    }
+};
+
 // VEC gates and factors of a row.
 struct Pair {
     Pack<X_T, VEC> gate, up;
@@ -63,11 +79,11 @@ struct Pair {
         gate = load_pack<VEC>(from);
         up = load_pack<VEC>(from + width);
     }
-    __device__ __forceinline__ void multiply(const ScaledBy& by, float row, int column, int width, float (&y)[VEC]) {
+    // What `gate` and `up` of a row are multiplied by, beside their columns' factors.
+    __device__ __forceinline__ void multiply(const Factors& by, float gate_row, float up_row, float (&y)[VEC]) {
 #if SCALED
-        const Pack<f32_t, VEC> g = factors_of<VEC>(by, column), u = factors_of<VEC>(by, column + width);
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) y[e] = act(gate[e] * row * g[e]) * (up[e] * row * u[e]);
+        for (int e = 0; e < VEC; ++e) y[e] = act(gate[e] * gate_row * by.gates[e]) * (up[e] * up_row * by.ups[e]);
 #else
 #pragma unroll
         for (int e = 0; e < VEC; ++e) y[e] = act(gate[e]) * up[e];
@@ -90,7 +106,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (exists) {
         Pair pair;
         pair.load(gate_up + ((u64_t)pack + (u64_t)row * packs_per_row) * VEC, width);
-        pair.multiply(by, SCALED ? row_factor(by, row) : 1.0f, column, width, y);
+        const float by_row = SCALED ? row_factor(by, row) : 1.0f;
+        pair.multiply(Factors::load(by, column, width), by_row, by_row, y);
     }
     float factor = QUANTIZE == TO_FLOAT ? 1.0f : out_factor;
 #if QUANTIZE == TO_F8_GROUP
@@ -150,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         if (at < width) {
             Pair pair;
             pair.load(from + at, width);
-            pair.multiply(by, by_row, at, width, y);
+            pair.multiply(Factors::load(by, at, width), by_row, by_row, y);
         }
         const float top = group_max(magnitude_of(y));
         if (at >= width) continue;
@@ -182,16 +199,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
             cp_async_wait<0>();
         }
         places.load(pair, at);
-        pair.multiply(by, by_row, at, width, y);
+        pair.multiply(Factors::load(by, at, width), by_row, 1.0f, y);
         places.put(at, y);
 #else
         pair.load(from + at, width);
-        pair.multiply(by, by_row, at, width, y);
+        pair.multiply(Factors::load(by, at, width), by_row, 1.0f, y);
 #endif
         top = fmaxf(top, magnitude_of(y));
     }
     top = row_max<THREADS>(top);
-    if (threadIdx.x == 0) out_scales[row] = top / F8_MAX;
+    if (threadIdx.x == 0) out_scales[row] = top * by_row / F8_MAX;
     const float factor = f8_factor(top);
     for (int at = start; at < width; at += step) {
         float y[VEC];
@@ -200,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 #else
         Pair pair;
         pair.load(from + at, width);
-        pair.multiply(by, by_row, at, width, y);
+        pair.multiply(Factors::load(by, at, width), by_row, 1.0f, y);
 #endif
         store_scaled(to + at, y, factor);
     }
@@ -209,40 +226,73 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 
 #else
 
-// The maximum over the threads of a cluster.
-__device__ __forceinline__ float cluster_max(float x, u32_t rank) {
+// The maxima over the threads of a cluster.
+__device__ __forceinline__ void cluster_max(float (&x)[ROWS], u32_t rank) {
     constexpr int WARPS = THREADS / 32, ALL = WARPS * SPLIT;
-    __shared__ float partial[ALL];
+    __shared__ float partial[ROWS][ALL];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    x = warp_max(x);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) x[r] = warp_max_magnitude(x[r]);
     // Every block of the cluster runs by now.
     cluster_wait();
-    if (lane < SPLIT) store_to_block(shared_address(&partial[rank * WARPS + warp]), (u32_t)lane, x);
+    if (lane < SPLIT) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) store_to_block(shared_address(&partial[r][rank * WARPS + warp]), (u32_t)lane, x[r]);
+    }
     cluster_arrive();
     cluster_wait();
-    x = 0.0f;
 #pragma unroll
-    for (int i = 0; i < ALL; i += 32) x = fmaxf(x, i + lane < ALL ? partial[i + lane] : 0.0f);
-    return warp_max(x);
+    for (int r = 0; r < ROWS; ++r) {
+        x[r] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < ALL; i += 32) x[r] = fmaxf(x[r], i + lane < ALL ? partial[r][i + lane] : 0.0f);
+        x[r] = warp_max_magnitude(x[r]);
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, PER_SM)
     gated_split(const X_T* gate_up, const f32_t* rows, const f32_t* __restrict__ columns, OUT_T* out, f32_t* out_scales,
-                float out_factor, int out_stride, int width) {
-    const u32_t rank = blockIdx.x % SPLIT, row = blockIdx.x / SPLIT;
-    const int at = (rank * THREADS + threadIdx.x) * VEC;
+                float out_factor, int out_stride, int n, int width) {
+    const u32_t rank = blockIdx.x % SPLIT, first_row = blockIdx.x / SPLIT * ROWS;
+    const int start = (rank * (THREADS * PACKS_EACH) + threadIdx.x) * VEC;
     const ScaledBy by = {rows, columns};
+    // Beyond the last of either, packs and rows are the last again.
+    const auto place = [&](int p) { return min(start + p * (THREADS * VEC), width - VEC); };
+    const auto row_at = [&](int r) { return min(first_row + r, n - 1u); };
     cluster_arrive();
     follow_the_kernel_before();
-    float y[VEC] = {};
-    if (at < width) {
-        Pair pair;
-        pair.load(gate_up + (u64_t)row * 2 * width + at, width);
-        pair.multiply(by, SCALED ? row_factor(by, row) : 1.0f, at, width, y);
+    Pair pairs[PACKS_EACH][ROWS];
+    float by_row[ROWS];
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) by_row[r] = SCALED ? row_factor(by, row_at(r)) : 1.0f;
+#pragma unroll
+    for (int p = 0; p < PACKS_EACH; ++p) {
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) pairs[p][r].load(gate_up + ((u64_t)row_at(r) * (2u * width) + place(p)), width);
     }
-    const float top = cluster_max(magnitude_of(y), rank);
-    if (at == 0) out_scales[row] = top / F8_MAX;
-    if (at < width) store_scaled(out + (u64_t)row * width + at, y, f8_factor(top));
+    float y[PACKS_EACH][ROWS][VEC], top[ROWS] = {};
+#pragma unroll
+    for (int p = 0; p < PACKS_EACH; ++p) {
+        const Factors factors = Factors::load(by, place(p), width);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) {
+            pairs[p][r].multiply(factors, by_row[r], 1.0f, y[p][r]);
+            top[r] = fmaxf(top[r], magnitude_of(y[p][r]));
+        }
+    }
+    cluster_max(top, rank);
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+        const u32_t row = first_row + r;
+        if (row >= (u32_t)n) break;
+        if (start == 0) out_scales[row] = top[r] * by_row[r] / F8_MAX;
+        const float factor = f8_factor(top[r]);
+#pragma unroll
+        for (int p = 0; p < PACKS_EACH; ++p) {
+            const int column = start + p * (THREADS * VEC);
+            if (column < width) store_scaled(out + ((u64_t)row * (u32_t)width + column), y[p][r], factor);
+        }
+    }
 }
 
 #endif

@@ -119,7 +119,11 @@ fn a_row_depends_on_itself_alone(device: &Device) {
 }
 
 fn an_unscaled_product_is_scaled_and_rounded_to_f8(device: &Device) {
-    for (n, i) in [(5, 1536), (3, 128), (2, 12_288), (1, 18_944), (40, 1544)] {
+    // Rows one by one, by twos (the last alone) in clusters of two blocks and of four, and a block to each; ends within a pack's
+    // neighbours.
+    for (n, i) in
+        [(5, 1536), (3, 128), (2, 12_288), (1, 18_944), (40, 1544), (35, 12_288), (33, 18_944), (129, 264), (257, 520)]
+    {
         let gate_up = random(device, 1, DType::BF16, &[n, 2 * i]);
         let positive = |seed, len| -> Vec<f32> { values(seed, len, 1.0).iter().map(|x| x.abs() + 0.25).collect() };
         let (rows, columns) = (positive(2, n), positive(3, 2 * i));
