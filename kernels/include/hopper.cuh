@@ -40,6 +40,19 @@ __device__ __forceinline__ bool mbarrier_try_wait(u32_t barrier, u32_t parity) {
                  : "memory");
     return is_over != 0;
 }
+// The same without waiting.
+__device__ __forceinline__ bool mbarrier_test(u32_t barrier, u32_t parity) {
+    u32_t is_over;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(is_over)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return is_over != 0;
+}
 // Waits for the end of the phase of this parity; the phase before a fresh barrier's first has parity 1 and is over.
 // With WAIT_LIMIT_NS, for debugging, gives up after so many nanoseconds by a trap.
 __device__ __forceinline__ void mbarrier_wait(u32_t barrier, u32_t parity) {

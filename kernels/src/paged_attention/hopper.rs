@@ -15,8 +15,10 @@ static SOURCE: KernelSource =
 const CAPABILITY: (u32, u32) = (9, 0);
 /// Heads whose queries leave room for a merge's weights, 32 KiB.
 const HEAD_DIM: usize = 128;
-/// `PREFILL_THREADS` of the kernel.
-const THREADS: u32 = 384;
+/// `PREFILL_THREADS` of the kernel: two warpgroups of consumers and one of producers, or two for FP8.
+const fn threads(layout: KvLayout) -> u32 {
+    if matches!(layout.dtype, DType::F8E4M3) { 512 } else { 384 }
+}
 /// Keys of a block, and packed rows of a tile.
 const TILE: usize = 128;
 /// Rows and elements that a tensor copy brings at a time.
@@ -58,7 +60,8 @@ pub(super) fn launch_prefill(
     let mut params = Args::new();
     params.tensor_map(&map(&args.k_cache)?).tensor_map(&map(&args.v_cache)?);
     common_params(&mut params, args, work, sizes)?;
-    let launch = Launch::new([stream.num_sms(), 1, 1], [THREADS, 1, 1]).shared_bytes(shared_bytes(layout) as u32);
+    let launch = Launch::new([stream.num_sms(), 1, 1], [threads(layout), 1, 1]);
+    let launch = launch.shared_bytes(shared_bytes(layout) as u32);
     // SAFETY: `PagedAttention::check` has found the operands of the sizes that the parameters tell and `check_work` enough
     // counters and partial results; the maps are those of the caches, whose blocks the kernel bounds by their number, as
     // it does pages by their table and rows by n, and it passes over an item that doesn't keep within these sizes.

@@ -7,14 +7,14 @@
 // `v_scale`.
 //
 // Mapping: a fixed grid of one block per SM takes items of the list's first queue, the longest first; the block's index
-// says which is its first, a counter which are the later ones. Three warpgroups:
+// says which is its first, a counter which are the later ones. Warpgroups:
 //   two of consumers, each with 64 of an item's packed rows: scores of BLOCK_N keys are a product of shared memory with
 //     shared memory, weights go from registers into the product with V. The scores of the next block of keys are begun
 //     before the values of this one, so that the softmax runs beside a product; and the two take turns at beginning
 //     theirs, so that one's softmax runs beside the other's products.
-//   one of producers: a warp takes items and brings keys and values, the others queries (so those of an item come in
-//     while the one before is worked on). With KV_F8 all of its warps widen keys and values to f16, which is exact,
-//     and queries and weights are f16 as well.
+//   one of producers: a warp takes items and brings keys and values, the others queries, while the item before is still
+//     worked on. With KV_F8 there are two, of keys and of values, which are widened to f16, exactly; queries and weights
+//     are f16 as well.
 // All of them meet at barriers in shared memory; items, queries, keys and values have two places each.
 //
 // Keys beyond an item's end may be NaN: their scores are replaced, their values zeros. Pages that it doesn't reach are
@@ -39,7 +39,7 @@
 #include "attention.cuh"
 #include "hopper.cuh"
 
-// Named barriers: the two of the consumers' turns, all consumers, each consumer warpgroup, the producers.
+// Named barriers: the two of the consumers' turns, all consumers, each consumer warpgroup, each of producers.
 enum {
     BARRIER_TURN = 1,
     BARRIER_CONSUMERS = 3,
@@ -61,14 +61,17 @@ enum {
 #define QUERIES_IN_REGISTERS 0
 #endif
 
-#define PREFILL_THREADS 384
-// By setmaxnreg: three times the 168 that the launch gives.
-#define CONSUMER_REGISTERS (QUERIES_IN_REGISTERS ? 224 : 208)
-#define PRODUCER_REGISTERS (504 - 2 * CONSUMER_REGISTERS)
+#define PRODUCER_WARPGROUPS (KV_F8 ? 2 : 1)
+#define PREFILL_THREADS (NUM_THREADS + 128 * PRODUCER_WARPGROUPS)
+// By setmaxnreg: as many as the launch gives, 168 to each of three warpgroups or 128 to each of four.
+#define CONSUMER_REGISTERS (QUERIES_IN_REGISTERS ? 224 : KV_F8 ? 200 : 208)
+#define PRODUCER_REGISTERS (((KV_F8 ? 512 : 504) - 2 * CONSUMER_REGISTERS) / PRODUCER_WARPGROUPS)
 #define COLUMN_BYTES (128 * 128)
 #define OPERAND_BYTES (HEAD_DIM / 64 * COLUMN_BYTES)
 #define RAW_BYTES (BLOCK_N * HEAD_DIM)
 #define PAGES (BLOCK_N / 32)
+// Blocks of keys that an item has left when the next one is asked for: its queries take as long as about three.
+#define ASKS_AHEAD 6
 // Numbers of a row that a consumer's lane holds, of sums and of scores.
 #define LANE_SUMS (HEAD_DIM / 2)
 #define LANE_SCORES (BLOCK_N / 2)
@@ -169,13 +172,28 @@ __device__ __forceinline__ void give(const Operands& o, Next& next, Work& work, 
 }
 
 // In the midst of an item: asks for the next one late, so that blocks that are through first take the longer items, but
-// so early that it is known in time.
-__device__ __forceinline__ void look_ahead(const Operands& o, Next& next, int blocks_left) {
+// so early that its queries come in time. Whether it is known.
+__device__ __forceinline__ bool look_ahead(const Operands& o, Next& next, int blocks_left) {
     if (next.state == Next::ASKED) {
         hear(o, next);
-    } else if (next.state == Next::NONE && blocks_left <= 3) {
+    } else if (next.state == Next::NONE && blocks_left <= ASKS_AHEAD) {
         ask(o, next);
     }
+    return next.state == Next::KNOWN;
+}
+
+// The same for a turn, whose place is waited for.
+__device__ __forceinline__ void give_turn(const Operands& o, Next& next, Places& places, int turn) {
+    mbarrier_wait(bar(places.q_empty[turn & 1]), (turn >> 1 & 1) ^ 1);
+    give(o, next, places.work[turn & 1], bar(places.work_full[turn & 1]));
+}
+
+// Whether a phase is over, for a whole warp: one lane's answer is all lanes'.
+__device__ __forceinline__ bool is_over(const u64_t& barrier, u32_t parity) {
+    return __any_sync(0xffffffffu, mbarrier_test(bar(barrier), parity));
+}
+__device__ __forceinline__ bool is_free(const Places& places, int turn) {
+    return is_over(places.q_empty[turn & 1], (turn >> 1 & 1) ^ 1);
 }
 
 // ---- producers ----
@@ -184,7 +202,8 @@ __device__ __forceinline__ void look_ahead(const Operands& o, Next& next, int bl
 template <int THREADS>
 __device__ __forceinline__ void load_queries(const Operands& o, const Item& item, int head, u8_t* to) {
     constexpr int ROW_CHUNKS = HEAD_DIM / 8;
-#pragma unroll 4
+    constexpr int IN_FLIGHT = KV_F8 ? 4 : 8;  // as many as there are registers for
+#pragma unroll IN_FLIGHT
     for (int i = fleeting_thread() - (PREFILL_THREADS - THREADS); i < TILE_ROWS * ROW_CHUNKS; i += THREADS) {
         const int row = i / ROW_CHUNKS, chunk = i % ROW_CHUNKS;
         const i64_t place = place_of(o, item, head, row);
@@ -223,11 +242,12 @@ __device__ __forceinline__ void produce_keys(const Operands& o, const TensorMap&
     Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
     read_item(o, next);
     int filled = 0;
+    // Whether the turn's item was given in the midst of the one before.
+    bool is_given = false;
     for (int turn = 0;; ++turn) {
-        const int place = turn & 1;
-        Work& work = places.work[place];
-        mbarrier_wait(bar(places.q_empty[place]), (turn >> 1 & 1) ^ 1);
-        give(o, next, work, bar(places.work_full[place]));
+        if (!is_given) give_turn(o, next, places, turn);
+        is_given = false;
+        const Work& work = places.work[turn & 1];
         if (work.is_end) return;
         const Item& item = work.item;
         const int head = work.head, num = num_blocks_of(item);
@@ -241,7 +261,10 @@ __device__ __forceinline__ void produce_keys(const Operands& o, const TensorMap&
                 rows[i] = block < 0 ? -32 : (block * o.num_kv_heads + head) * PAGE + (key + i * 32) % PAGE;
             }
             own = own_block(o, item, key + BLOCK_N);
-            look_ahead(o, next, num - n);
+            if (!is_given && look_ahead(o, next, num - n) && is_free(places, turn + 1)) {
+                give_turn(o, next, places, turn + 1);
+                is_given = true;
+            }
             const u32_t keys = tiles.keys(stage), values = tiles.values(stage);
             const u32_t k_full = bar(places.k_full[stage]), v_full = bar(places.v_full[stage]);
             mbarrier_wait(bar(places.k_empty[stage]), is_odd ^ 1);
@@ -293,10 +316,10 @@ __device__ __forceinline__ void produce_queries(const Operands& o, Places& place
     }
 }
 #else
-// Raw rows become f16 at their place for the products, zeros from row `num` on; by all producers. Eight neighbouring
+// Raw rows become f16 at their place for the products, zeros from row `num` on; by a warpgroup. Eight neighbouring
 // lanes, whose accesses the banks serve at once, read 128 bytes of one row or two, and write eight different chunks.
 __device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
-    const int thread = fleeting_thread() - NUM_THREADS;
+    const int thread = fleeting_thread() & 127;
     constexpr int ROW_CHUNKS = HEAD_DIM / 16, STEP = 128 / ROW_CHUNKS;
     const int first = HEAD_DIM == 128 ? (thread >> 4) * 2 + (thread >> 2 & 1) : thread >> 2;
     const int chunk = HEAD_DIM == 128 ? (thread & 3) | ((thread >> 2 ^ thread >> 3) & 1) << 2 : thread & 3;
@@ -345,57 +368,70 @@ __device__ __forceinline__ void load_raw(const Operands& o, int head, const u8_t
     __syncwarp();
 }
 
-// All producers: the first warp takes items and begins copies.
-__device__ __forceinline__ void produce(const Operands& o, const u8_t* k_cache, const u8_t* v_cache, Places& places,
-                                        const Tiles& tiles) {
-    const bool is_first = threadIdx.x < NUM_THREADS + 32;
+// A warpgroup of producers, of keys or of values. The first warp of either begins copies, that of keys takes items; those of values
+// bring queries as well, which are needed sooner than an item's first values.
+template <bool IS_VALUES>
+__device__ __forceinline__ void produce(const Operands& o, const u8_t* cache, Places& places, const Tiles& tiles) {
+    const bool is_first = (threadIdx.x & 127) < 32;
     Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
-    if (is_first) read_item(o, next);
-    int filled = 0;
-    const auto load = [&](const Item& item, int head, int key, int own, bool is_values) {
-        if (is_first && key < item.end) {
-            load_raw(o, head, is_values ? v_cache : k_cache, key, own, tiles.at(tiles.raw(is_values)),
-                     tiles.raw(is_values), bar(places.raw_full[is_values]));
-        }
+    if (is_first && !IS_VALUES) read_item(o, next);
+    u8_t* const raw = tiles.at(tiles.raw(IS_VALUES));
+    const u32_t raw_full = bar(places.raw_full[IS_VALUES]);
+    // By the first warp.
+    const auto load = [&](const Work& work, int key, int own) {
+        if (key < work.item.end) load_raw(o, work.head, cache, key, own, raw, tiles.raw(IS_VALUES), raw_full);
     };
-    for (int turn = 0;; ++turn) {
-        const int place = turn & 1;
-        Work& work = places.work[place];
-        if (is_first) {
-            mbarrier_wait(bar(places.q_empty[place]), (turn >> 1 & 1) ^ 1);
-            give(o, next, work, bar(places.work_full[place]));
-        }
-        named_sync(BARRIER_PRODUCERS, 128);
-        if (work.is_end) {
-            mbarrier_arrive(bar(places.q_full[place]));
-            return;
-        }
-        const Item& item = work.item;
-        const int head = work.head, num = num_blocks_of(item);
-        int own = is_first ? own_block(o, item, item.begin) : 0;
-        load(item, head, item.begin, own, false);
-        load(item, head, item.begin, own, true);
-        load_queries<128>(o, item, head, tiles.at(tiles.queries(place)));
+    const auto load_first = [&](const Work& work) {
+        load(work, work.item.begin, own_block(o, work.item, work.item.begin));
+    };
+    const auto bring_queries = [&](int turn) {
+        const Work& work = places.work[turn & 1];
+        if (!work.is_end) load_queries<128>(o, work.item, work.head, tiles.at(tiles.queries(turn & 1)));
         fence_async_shared();
-        mbarrier_arrive(bar(places.q_full[place]));
+        mbarrier_arrive(bar(places.q_full[turn & 1]));
+    };
+    const auto is_known = [&](int turn) { return is_over(places.work_full[turn & 1], turn >> 1 & 1); };
+    int filled = 0;
+    // Of the turn's item: whether it was given in the midst of the one before, its queries brought, its first copy begun.
+    bool is_given = false, has_queries = false, has_begun = false;
+    for (int turn = 0;; ++turn) {
+        const Work &work = places.work[turn & 1], &next_work = places.work[turn & 1 ^ 1];
+        if (!IS_VALUES && is_first && !is_given) give_turn(o, next, places, turn);
+        is_given = false;
+        mbarrier_wait(bar(places.work_full[turn & 1]), turn >> 1 & 1);
+        if (is_first && !has_begun) load_first(work);
+        has_begun = false;
+        if (IS_VALUES && !has_queries) bring_queries(turn);
+        has_queries = false;
+        if (work.is_end) return;
+        const Item& item = work.item;
+        const int num = num_blocks_of(item);
         for (int n = 0; n < num; ++n, ++filled) {
             const int key = item.begin + n * BLOCK_N, stage = filled & 1, is_odd = filled >> 1 & 1;
+            int own = 0;
             if (is_first) {
                 own = own_block(o, item, key + BLOCK_N);
-                look_ahead(o, next, num - n);
+                if (!IS_VALUES && !is_given && look_ahead(o, next, num - n) && is_free(places, turn + 1)) {
+                    give_turn(o, next, places, turn + 1);
+                    is_given = true;
+                }
             }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                const bool is_values = i == 1;
-                const u32_t to = is_values ? tiles.values(stage) : tiles.keys(stage);
-                mbarrier_wait(bar(places.raw_full[i]), filled & 1);
-                mbarrier_wait(bar(is_values ? places.v_empty[stage] : places.k_empty[stage]), is_odd ^ 1);
-                widen(tiles.at(tiles.raw(is_values)), tiles.at(to), item.end - key);
-                fence_async_shared();
-                mbarrier_arrive(bar(is_values ? places.v_full[stage] : places.k_full[stage]));
-                // The raw rows are through with.
-                named_sync(BARRIER_PRODUCERS, 128);
-                load(item, head, key + BLOCK_N, own, is_values);
+            mbarrier_wait(raw_full, filled & 1);
+            mbarrier_wait(bar(IS_VALUES ? places.v_empty[stage] : places.k_empty[stage]), is_odd ^ 1);
+            widen(raw, tiles.at(IS_VALUES ? tiles.values(stage) : tiles.keys(stage)), item.end - key);
+            fence_async_shared();
+            mbarrier_arrive(bar(IS_VALUES ? places.v_full[stage] : places.k_full[stage]));
+            // The raw rows are through with.
+            named_sync(BARRIER_PRODUCERS + IS_VALUES, 128);
+            if (is_first && n + 1 < num) {
+                load(work, key + BLOCK_N, own);
+            } else if (is_first && is_known(turn + 1)) {
+                load_first(next_work);
+                has_begun = true;
+            }
+            if (IS_VALUES && !has_queries && is_known(turn + 1)) {
+                bring_queries(turn + 1);
+                has_queries = true;
             }
         }
     }
@@ -728,7 +764,11 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     if (warp >= NUM_WARPS) {
         lower_registers<PRODUCER_REGISTERS>();
 #if KV_F8
-        produce(o, k_cache, v_cache, places, tiles);
+        if (warp < NUM_WARPS + 4) {
+            produce<false>(o, k_cache, places, tiles);
+        } else {
+            produce<true>(o, v_cache, places, tiles);
+        }
 #else
         if (warp == NUM_WARPS) {
             produce_keys(o, k_map, v_map, reinterpret_cast<const bf16_t*>(v_cache), places, tiles);
