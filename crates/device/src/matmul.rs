@@ -306,8 +306,9 @@ impl Matmuls {
             return Ok(known.microseconds);
         }
         let mut best: Option<Tuned> = None;
-        for algorithm in problem.candidates(library, &key, WORKSPACE_BYTES)? {
-            let microseconds = self.time(library, &problem, &algorithm, operands, stream)?;
+        for algorithm in problem.worth_timing(library, &key, WORKSPACE_BYTES)? {
+            let limit = best.map_or(f32::INFINITY, |best| best.microseconds * HOPELESS);
+            let microseconds = self.time(library, &problem, &algorithm, operands, (stream, limit))?;
             if let Some(microseconds) = microseconds
                 && best.is_none_or(|best| microseconds < best.microseconds)
             {
@@ -320,14 +321,15 @@ impl Matmuls {
         Ok(best.microseconds)
     }
 
-    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all.
+    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, or if a short try takes longer than
+    /// the limit.
     fn time(
         &self,
         library: &Library,
         problem: &Problem,
         algorithm: &Algorithm,
         operands: &[Operands],
-        stream: &CudaStream,
+        (stream, limit): (&CudaStream, f32),
     ) -> Result<Option<f32>, DeviceError> {
         let run = |operands: &Operands| {
             LAUNCHES.add_one();
@@ -350,6 +352,9 @@ impl Matmuls {
             return Ok(None);
         }
         let count = repetitions(round(1)?);
+        if round(count.div_ceil(SHORT_TRY))? > limit {
+            return Ok(None);
+        }
         let mut best = f32::INFINITY;
         for _ in 0..ROUNDS {
             best = best.min(round(count)?);
@@ -360,6 +365,10 @@ impl Matmuls {
 
 /// Rounds of repetitions, of which the quickest counts.
 const ROUNDS: usize = 3;
+/// The part of a round's repetitions that a first try has.
+const SHORT_TRY: usize = 8;
+/// So many times the best time in a first try, and an algorithm isn't timed any further.
+const HOPELESS: f32 = 1.5;
 /// About how long a round lasts: the launches of short products must not be what is timed.
 const ROUND_MICROSECONDS: f32 = 2000.0;
 

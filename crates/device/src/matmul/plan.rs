@@ -7,8 +7,13 @@ use super::library::{Algorithm, Descriptor, Layout, Library, Operands, Preferenc
 use super::tuned::TunedAlgorithms;
 use crate::{DType, DeviceError};
 
-/// Algorithms that the library is asked for; tuning times all of them.
+/// Algorithms that the library is asked for.
 const MAX_CANDIDATES: usize = 16;
+
+/// From so many columns on the library proposes little but sums that are split among blocks and added afterwards.
+const LONG_SUM: usize = 8192;
+/// Columns of a product for which it proposes others.
+const SHORT_SUM: usize = 2048;
 
 /// The largest alignment that any algorithm makes use of: of vector loads, and of bulk tensor copies.
 const MAX_ALIGNMENT: u64 = 16;
@@ -148,8 +153,30 @@ impl Problem {
         [&self.weight, &self.x, &self.out]
     }
 
+    /// The algorithms that are worth timing, the library's favourite first: its proposals for this product, and those for one
+    /// of fewer columns where there are many.
+    pub(super) fn worth_timing(
+        &self,
+        library: &Library,
+        key: &PlanKey,
+        workspace_bytes: usize,
+    ) -> Result<Vec<Algorithm>, DeviceError> {
+        let mut algorithms = self.candidates(library, key, workspace_bytes)?;
+        if key.shape.k < LONG_SUM {
+            return Ok(algorithms);
+        }
+        let shorter = PlanKey { shape: MatmulShape { k: SHORT_SUM, ..key.shape }, ..*key };
+        let others = Self::new(library, &shorter)?.candidates(library, &shorter, workspace_bytes).unwrap_or_default();
+        for other in others {
+            if !algorithms.contains(&other) && self.takes(library, &other, workspace_bytes) {
+                algorithms.push(other);
+            }
+        }
+        Ok(algorithms)
+    }
+
     /// The algorithms that the library proposes, its favourite first; at least one.
-    pub(super) fn candidates(
+    fn candidates(
         &self,
         library: &Library,
         key: &PlanKey,

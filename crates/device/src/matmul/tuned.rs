@@ -21,7 +21,7 @@ use crate::DType;
 const MAX_ROWS_RATIO: usize = 2;
 
 /// The first line of a file; another format gets another number.
-const HEADING: &str = "foveal matmul algorithms 2";
+const HEADING: &str = "foveal matmul algorithms 3";
 /// How the last line begins.
 const CHECKSUM: &str = "blake3 ";
 
