@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use cudarc::driver::{result, sys};
@@ -15,21 +15,10 @@ use crate::{CubinCache, DeviceError, KernelSpec};
 /// Dynamic shared memory that every kernel may take; more must be asked for once.
 const PLAIN_SHARED_BYTES: u32 = 48 << 10;
 
-/// The most static shared memory of a block whose kernel is given [`SMALL_CARVEOUT_PERCENT`], if it takes no dynamic one.
-const SMALL_SHARED_BYTES: i32 = 4 << 10;
-
-/// The share of a multiprocessor's memory that such kernels have as shared memory, the rest being their level-1 cache: 32 KiB of a
-/// Hopper's 228. Left to itself the driver gives each as little as it needs, and a multiprocessor changes its share only between
-/// blocks: a kernel that begins while the one ahead still runs there would have fewer blocks than fit.
-const SMALL_CARVEOUT_PERCENT: i32 = 14;
-
 /// A kernel that can be launched.
 pub(super) struct LoadedKernel {
     module: sys::CUmodule,
     function: sys::CUfunction,
-    /// Shared memory of its own variables.
-    static_shared_bytes: i32,
-    has_carveout: AtomicBool,
     /// The most dynamic shared memory that has been allowed so far.
     allowed_shared_bytes: AtomicU32,
 }
@@ -85,36 +74,27 @@ impl LoadedKernel {
         let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES;
         // SAFETY: the function is the one that was found just now.
         let own = unsafe { result::function::get_function_attribute(function, attribute) };
-        let static_shared_bytes = own.map_err(driver_error("cuFuncGetAttribute"))?;
+        let own = own.map_err(driver_error("cuFuncGetAttribute"))?;
         // Static variables take their part of what needs no asking.
-        let plain = PLAIN_SHARED_BYTES.saturating_sub(u32::try_from(static_shared_bytes).unwrap_or_default());
-        let allowed_shared_bytes = AtomicU32::new(plain);
-        Ok(Self { module, function, static_shared_bytes, has_carveout: AtomicBool::new(false), allowed_shared_bytes })
+        let plain = PLAIN_SHARED_BYTES.saturating_sub(u32::try_from(own).unwrap_or_default());
+        Ok(Self { module, function, allowed_shared_bytes: AtomicU32::new(plain) })
     }
 
     pub(super) fn function(&self) -> sys::CUfunction {
         self.function
     }
 
-    /// Asks once for what launches with so much dynamic shared memory need.
-    pub(super) fn prepare(&self, bytes: u32) -> Result<(), DeviceError> {
-        use sys::CUfunction_attribute as What;
-        let is_small = bytes == 0 && self.static_shared_bytes <= SMALL_SHARED_BYTES;
-        if is_small && !self.has_carveout.load(Ordering::Relaxed) {
-            self.set(What::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, SMALL_CARVEOUT_PERCENT)?;
-            self.has_carveout.store(true, Ordering::Relaxed);
+    /// Asks for as much dynamic shared memory as a launch takes.
+    pub(super) fn allow_shared(&self, bytes: u32) -> Result<(), DeviceError> {
+        if bytes <= self.allowed_shared_bytes.load(Ordering::Relaxed) {
+            return Ok(());
         }
-        if bytes > self.allowed_shared_bytes.load(Ordering::Relaxed) {
-            let value = i32::try_from(bytes).map_err(|_| DeviceError::TooLarge { value: bytes as usize })?;
-            self.set(What::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, value)?;
-            self.allowed_shared_bytes.fetch_max(bytes, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    fn set(&self, attribute: sys::CUfunction_attribute, value: i32) -> Result<(), DeviceError> {
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let value = i32::try_from(bytes).map_err(|_| DeviceError::TooLarge { value: bytes as usize })?;
         // SAFETY: the function belongs to a module that stays loaded as long as the device.
-        let set = unsafe { result::function::set_function_attribute(self.function, attribute, value) };
-        set.map_err(driver_error("cuFuncSetAttribute"))
+        let allowed = unsafe { result::function::set_function_attribute(self.function, attribute, value) };
+        allowed.map_err(driver_error("cuFuncSetAttribute"))?;
+        self.allowed_shared_bytes.fetch_max(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
