@@ -182,15 +182,17 @@ __device__ __forceinline__ bool look_ahead(const Operands& o, Next& next, int bl
     return next.state == Next::KNOWN;
 }
 
-// The same for a turn, whose place is waited for.
+// Gives the next item to all, as a turn's, whose place is waited for.
 __device__ __forceinline__ void give_turn(const Operands& o, Next& next, Places& places, int turn) {
     mbarrier_wait(bar(places.q_empty[turn & 1]), (turn >> 1 & 1) ^ 1);
     give(o, next, places.work[turn & 1], bar(places.work_full[turn & 1]));
 }
 
-// Whether a phase is over, for a whole warp: one lane's answer is all lanes'.
+// Whether a phase is over, for a whole warp: one lane's answer is all lanes', each of which then sees what came before its end.
 __device__ __forceinline__ bool is_over(const u64_t& barrier, u32_t parity) {
-    return __any_sync(0xffffffffu, mbarrier_test(bar(barrier), parity));
+    if (!__any_sync(0xffffffffu, mbarrier_test(bar(barrier), parity))) return false;
+    mbarrier_wait(bar(barrier), parity);
+    return true;
 }
 __device__ __forceinline__ bool is_free(const Places& places, int turn) {
     return is_over(places.q_empty[turn & 1], (turn >> 1 & 1) ^ 1);
@@ -307,12 +309,14 @@ __device__ __forceinline__ void produce_queries(const Operands& o, Places& place
         const int place = turn & 1;
         mbarrier_wait(bar(places.work_full[place]), turn >> 1 & 1);
         const Work& work = places.work[place];
-        if (!work.is_end) {
+        // Behind the arrival, the place may hold another item as soon as consumers are through with this one.
+        const bool is_end = work.is_end;
+        if (!is_end) {
             load_queries<96>(o, work.item, work.head, tiles.at(tiles.queries(place)));
             fence_async_shared();
         }
         mbarrier_arrive(bar(places.q_full[place]));
-        if (work.is_end) return;
+        if (is_end) return;
     }
 }
 #else
@@ -399,13 +403,17 @@ __device__ __forceinline__ void produce(const Operands& o, const u8_t* cache, Pl
         if (!IS_VALUES && is_first && !is_given) give_turn(o, next, places, turn);
         is_given = false;
         mbarrier_wait(bar(places.work_full[turn & 1]), turn >> 1 & 1);
+        // Nobody goes on to a later item before all have seen this one.
+        named_sync(BARRIER_PRODUCERS + IS_VALUES, 128);
         if (is_first && !has_begun) load_first(work);
         has_begun = false;
-        if (IS_VALUES && !has_queries) bring_queries(turn);
-        has_queries = false;
-        if (work.is_end) return;
+        // Of an item without keys, the work may be another one's as soon as consumers have its queries.
         const Item& item = work.item;
         const int num = num_blocks_of(item);
+        const bool is_end = work.is_end;
+        if (IS_VALUES && !has_queries) bring_queries(turn);
+        has_queries = false;
+        if (is_end) return;
         for (int n = 0; n < num; ++n, ++filled) {
             const int key = item.begin + n * BLOCK_N, stage = filled & 1, is_odd = filled >> 1 & 1;
             int own = 0;
@@ -429,7 +437,7 @@ __device__ __forceinline__ void produce(const Operands& o, const u8_t* cache, Pl
                 load_first(next_work);
                 has_begun = true;
             }
-            if (IS_VALUES && !has_queries && is_known(turn + 1)) {
+            if (IS_VALUES && !has_queries && is_known(turn + 1) && num_blocks_of(next_work.item) > 0) {
                 bring_queries(turn + 1);
                 has_queries = true;
             }
