@@ -321,7 +321,7 @@ impl Matmuls {
         Ok(best.microseconds)
     }
 
-    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, or if a short try takes longer than
+    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, or if short tries take longer than
     /// the limit.
     fn time(
         &self,
@@ -352,7 +352,8 @@ impl Matmuls {
             return Ok(None);
         }
         let count = repetitions(round(1)?);
-        if round(count.div_ceil(SHORT_TRY))? > limit {
+        // Twice, so that a host that was busy in between doesn't decide.
+        if round(count.div_ceil(SHORT_TRY))? > limit && round(count.div_ceil(SHORT_TRY))? > limit {
             return Ok(None);
         }
         let mut best = f32::INFINITY;
@@ -365,9 +366,9 @@ impl Matmuls {
 
 /// Rounds of repetitions, of which the quickest counts.
 const ROUNDS: usize = 3;
-/// The part of a round's repetitions that a first try has.
+/// The part of a round's repetitions that a short try has.
 const SHORT_TRY: usize = 8;
-/// So many times the best time in a first try, and an algorithm isn't timed any further.
+/// So many times the best time in two short tries, and an algorithm isn't timed any further.
 const HOPELESS: f32 = 1.5;
 /// About how long a round lasts: the launches of short products must not be what is timed.
 const ROUND_MICROSECONDS: f32 = 2000.0;

@@ -8,12 +8,16 @@ use super::{Args, CudaStream};
 use crate::counters::LAUNCHES;
 use crate::{DeviceError, KernelSpec};
 
-/// The most blocks of a launch that may begin early and is given [`SMALL_CARVEOUT_PERCENT`]: few enough to be there all at once.
+/// The most blocks of a launch that may begin early and is given [`SMALL_CARVEOUT_PERCENT`]: few enough to be there at once, or
+/// nearly.
 const SMALL_GRID: u64 = 1024;
 
-/// The share of a multiprocessor's memory that such a launch has as shared memory, if it takes none but static one, the rest being
-/// level-1 cache: 32 KiB of a Hopper's 228. Left to itself the driver gives each kernel as little as it needs, and a multiprocessor
-/// changes its share only between blocks: of one that begins while the kernel ahead still runs there, fewer blocks would fit.
+/// The most shared memory of a block of such a launch.
+const SMALL_SHARED_BYTES: u32 = 4 << 10;
+
+/// The share of a multiprocessor's memory that such a launch is given as shared memory, the rest being level-1 cache: 32 KiB of a
+/// Hopper's 228. Left to itself the driver gives each kernel as little as it needs, and a multiprocessor changes its share only
+/// between blocks: of one that begins while the kernel ahead still runs there, fewer blocks would fit.
 const SMALL_CARVEOUT_PERCENT: u32 = 14;
 
 /// The shape of a launch.
@@ -61,8 +65,8 @@ impl Launch {
         self
     }
 
-    /// The attributes that differ from a plain launch's, and how many.
-    fn attributes(&self) -> ([sys::CUlaunchAttribute; 3], usize) {
+    /// The attributes that differ from a plain launch's, and how many; of a kernel with so much shared memory of its own.
+    fn attributes(&self, static_shared_bytes: u32) -> ([sys::CUlaunchAttribute; 3], usize) {
         use sys::CUlaunchAttributeID as Id;
         type Value = sys::CUlaunchAttributeValue;
         let unused =
@@ -84,7 +88,8 @@ impl Launch {
             let allowed = Value { programmaticStreamSerializationAllowed: 1 };
             add(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed);
             let num_blocks = self.grid.into_iter().map(u64::from).fold(1, u64::saturating_mul);
-            if self.shared_bytes == 0 && num_blocks <= SMALL_GRID {
+            let shared_bytes = self.shared_bytes.saturating_add(static_shared_bytes);
+            if shared_bytes <= SMALL_SHARED_BYTES && num_blocks <= SMALL_GRID {
                 let carveout = Value { sharedMemCarveout: SMALL_CARVEOUT_PERCENT };
                 add(Id::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, carveout);
             }
@@ -119,7 +124,7 @@ impl CudaStream {
         self.device().bind()?;
         let kernel = self.device().modules().get(self.device(), spec)?;
         kernel.allow_shared(launch.shared_bytes)?;
-        let (mut attributes, num_attributes) = launch.attributes();
+        let (mut attributes, num_attributes) = launch.attributes(kernel.static_shared_bytes());
         let config = sys::CUlaunchConfig {
             gridDimX: launch.grid[0],
             gridDimY: launch.grid[1],
@@ -156,7 +161,7 @@ mod tests {
     fn attributes_are_those_that_were_asked_for() {
         use sys::CUlaunchAttributeID as Id;
         let ids = |launch: Launch| {
-            let (attributes, count) = launch.attributes();
+            let (attributes, count) = launch.attributes(1024);
             attributes.into_iter().take(count).map(|attribute| attribute.id).collect::<Vec<_>>()
         };
         const CLUSTER: Id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
@@ -167,8 +172,9 @@ mod tests {
         assert_eq!(ids(plain.cluster([2, 1, 1])), [CLUSTER]);
         assert_eq!(ids(plain.dependent()), [EARLY, CARVEOUT]);
         assert_eq!(ids(plain.cluster([2, 1, 1]).dependent()), [CLUSTER, EARLY, CARVEOUT]);
-        // One that takes what it needs, and one whose blocks come one after the other.
-        assert_eq!(ids(plain.dependent().shared_bytes(1)), [EARLY]);
+        // Such as take what they need, and one whose blocks come one after the other.
+        assert_eq!(ids(plain.dependent().shared_bytes(3 << 10)), [EARLY, CARVEOUT]);
+        assert_eq!([(3 << 10) + 1, u32::MAX].map(|bytes| ids(plain.dependent().shared_bytes(bytes))), [[EARLY]; 2]);
         assert_eq!(ids(Launch::new([32, 32, 1], [32, 1, 1]).dependent()), [EARLY, CARVEOUT]);
         assert_eq!(ids(Launch::new([u32::MAX; 3], [32, 1, 1]).dependent()), [EARLY]);
     }

@@ -19,6 +19,8 @@ const PLAIN_SHARED_BYTES: u32 = 48 << 10;
 pub(super) struct LoadedKernel {
     module: sys::CUmodule,
     function: sys::CUfunction,
+    /// Shared memory of its own variables.
+    static_shared_bytes: u32,
     /// The most dynamic shared memory that has been allowed so far.
     allowed_shared_bytes: AtomicU32,
 }
@@ -75,13 +77,18 @@ impl LoadedKernel {
         // SAFETY: the function is the one that was found just now.
         let own = unsafe { result::function::get_function_attribute(function, attribute) };
         let own = own.map_err(driver_error("cuFuncGetAttribute"))?;
+        let static_shared_bytes = u32::try_from(own).unwrap_or_default();
         // Static variables take their part of what needs no asking.
-        let plain = PLAIN_SHARED_BYTES.saturating_sub(u32::try_from(own).unwrap_or_default());
-        Ok(Self { module, function, allowed_shared_bytes: AtomicU32::new(plain) })
+        let plain = PLAIN_SHARED_BYTES.saturating_sub(static_shared_bytes);
+        Ok(Self { module, function, static_shared_bytes, allowed_shared_bytes: AtomicU32::new(plain) })
     }
 
     pub(super) fn function(&self) -> sys::CUfunction {
         self.function
+    }
+
+    pub(super) fn static_shared_bytes(&self) -> u32 {
+        self.static_shared_bytes
     }
 
     /// Asks for as much dynamic shared memory as a launch takes.

@@ -20,7 +20,7 @@ use crate::DType;
 /// How many times the rows asked for an algorithm may have been timed with: beyond, its tiles would be the wrong ones.
 const MAX_ROWS_RATIO: usize = 2;
 
-/// The first line of a file; another format gets another number.
+/// The first line of a file; another format gets another number, and so do other algorithms to choose from.
 const HEADING: &str = "foveal matmul algorithms 3";
 /// How the last line begins.
 const CHECKSUM: &str = "blake3 ";
