@@ -9,7 +9,7 @@
 // again (HELD 0); what comes there is multiplied pack by pack, while the rest is on its way. In `gated_split` (sm_90), for steps of
 // up to some hundred rows, a cluster of SPLIT blocks takes ROWS of them, PACKS_EACH packs of each to a thread. Scales of columns are
 // twice the bytes of a row: several rows share what is read of them, from the cache.
-// Where a row's largest value is asked for, its own scale is left to the end: it cancels in what is stored.
+// Where a row's largest value is asked for, the factors' own scale is left to the end: it cancels in what is stored.
 //
 // Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 4 bytes of shared memory for each of a row's elements with
 // HELD; of `gated_split` [SPLIT * ceil(n / ROWS)], PER_SM blocks of which a multiprocessor has room for.

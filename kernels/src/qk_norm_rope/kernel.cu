@@ -27,10 +27,6 @@
 #define THREADS 128
 #define AXES 3
 
-struct Heads {
-    int num_heads, num_kv_heads;
-};
-
 struct Rope {
     const i32_t* positions;
     const f32_t* cos;
