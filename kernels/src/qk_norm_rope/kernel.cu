@@ -35,17 +35,28 @@ struct Rope {
     int n, pairs, max_positions;
 };
 
+// A row's position on each axis, as it lies in memory.
+struct Positions {
+    int at[AXES];
+};
+
+__device__ __forceinline__ Positions positions_of(const Rope& rope, i64_t row) {
+    Positions positions;
+#pragma unroll
+    for (int axis = 0; axis < AXES; ++axis) positions.at[axis] = rope.positions[(i64_t)axis * rope.n + row];
+    return positions;
+}
+
 // A row's place in the tables, on each axis; -1 outside of them.
 struct Place {
     int at[AXES];
 };
 
-__device__ __forceinline__ Place place_of(const Rope& rope, u32_t row) {
+__device__ __forceinline__ Place place_of(const Rope& rope, const Positions& positions) {
     Place place;
 #pragma unroll
     for (int axis = 0; axis < AXES; ++axis) {
-        const int p = rope.positions[(u64_t)axis * rope.n + row];
-        place.at[axis] = p < rope.max_positions ? p : -1;
+        place.at[axis] = positions.at[axis] < rope.max_positions ? positions.at[axis] : -1;
     }
     return place;
 }
@@ -252,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, SCALED ? 6 : 8)
         row.factor = row_factor(all.by, at);
 #endif
         const Rope rope = {positions, cos, sin, axis_of_pair, n, HEAD_DIM / 2, max_positions};
-        if (head < (u32_t)(num_heads + num_kv_heads)) angles = angles_of(rope, place_of(rope, at), pair);
+        if (head < (u32_t)(num_heads + num_kv_heads)) angles = angles_of(rope, place_of(rope, positions_of(rope, at)), pair);
     }
     store_head(first, second, exists, all, row, angles, {all.by, bias, q_out, at, num_heads, (int)head, pair}, pair);
 }
@@ -303,35 +314,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
         from += (u64_t)step * (u32_t)(heads * HEAD_DIM);
     };
     // What a row says, as it lies in memory: whatever is made of it waits for it.
-    struct Raw {
-        i64_t slot;
-        float factor;
-        int positions[AXES];
+    struct Ahead {
+        Row row;
+        Positions positions;
     };
-    const auto raw_of = [&](int at) {
-        Raw raw = {slots[at], 1.0f};
-#if SCALED
-        raw.factor = row_factor(all.by, at);
-#endif
-#pragma unroll
-        for (int axis = 0; axis < AXES; ++axis) raw.positions[axis] = positions[(i64_t)axis * n + at];
-        return raw;
+    const auto ahead_of = [&](int at) {
+        return Ahead{{slots[at], SCALED ? row_factor(all.by, at) : 1.0f}, positions_of(rope, at)};
     };
 
     fetch(places, blockIdx.x);
     fetch(places + STAGE, blockIdx.x + step);
-    Raw next = raw_of(min((int)blockIdx.x, n - 1));
+    Ahead next = ahead_of(min((int)blockIdx.x, n - 1));
     u32_t stage = 0;
     for (int at = blockIdx.x; at < n; at += step) {
         fetch(places + (stage >= STAGE ? stage - STAGE : stage + 2 * STAGE), at + 2 * step);
-        const Row row = {next.slot, next.factor};
-        Place place;
-#pragma unroll
-        for (int axis = 0; axis < AXES; ++axis) {
-            place.at[axis] = next.positions[axis] < max_positions ? next.positions[axis] : -1;
-        }
+        const Row row = next.row;
+        const Place place = place_of(rope, next.positions);
         // A turn ahead of their use, and of the angles', which are needed last.
-        next = raw_of(min(at + step, n - 1));
+        next = ahead_of(min(at + step, n - 1));
         Angles angles = {};
         if (turns) angles = angles_of(rope, place, pair);
         cp_async_wait<2>();
@@ -385,7 +385,7 @@ template <typename T> struct Normalised {
 template <typename T, typename TO>
 __device__ __forceinline__ void turn_head(const Normalised<T>& x, const Rope& rope, u32_t row, int head_dim, float factor,
                                           TO* to) {
-    const Place place = place_of(rope, row);
+    const Place place = place_of(rope, positions_of(rope, row));
     for (int j = threadIdx.x % 32; j < head_dim; j += 32) {
         float y = x[j];
         if (j < 2 * rope.pairs) {
