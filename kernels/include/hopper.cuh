@@ -1,74 +1,12 @@
-// Hopper's own instructions (sm_90a) as thin wrappers of PTX: barriers in shared memory, bulk copies that complete on
-// them, and products by a warpgroup (four warps, the first of them a multiple of four). Addresses of shared memory are
-// those of its window (`shared_address`).
+// Hopper's own instructions (sm_90a) as thin wrappers of PTX: bulk copies that complete on barriers in shared memory, and
+// products by a warpgroup (four warps, the first of them a multiple of four). Addresses of shared memory are those of its
+// window (`shared_address`).
 //
-// A tile of 16-bit elements lies in shared memory in columns of 64 elements: rows of 128 bytes, one after the other,
-// whose 16-byte chunks are permuted by chunk ^ (row % 8). A column begins at a multiple of 1024 bytes. `swizzled` says
-// where a chunk is, a tensor map with the 128-byte swizzle writes it so, and `descriptor_of` tells a product.
+// A tile lies in shared memory in columns of 128 bytes: rows of so many, one after the other, whose 16-byte chunks are
+// permuted by chunk ^ (row % 8). A column begins at a multiple of 1024 bytes. `swizzled` says where a chunk is, a tensor
+// map with the 128-byte swizzle writes it so, and `descriptor_of` tells a product.
 #pragma once
-#include "prelude.cuh"
-
-// ---- barriers in shared memory ----
-
-// For `arrivals` arrivals a phase; by one thread, before `mbarrier_init_fence` and a barrier of the block.
-__device__ __forceinline__ void mbarrier_init(u32_t barrier, u32_t arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-// Makes initialised barriers known to the copy engine too; by the thread that initialised them.
-__device__ __forceinline__ void mbarrier_init_fence() {
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-// One arrival, which releases what this thread has written.
-__device__ __forceinline__ void mbarrier_arrive(u32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// One arrival, and `bytes` that copies have yet to bring before the phase ends.
-__device__ __forceinline__ void mbarrier_arrive_expect(u32_t barrier, u32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-// Whether the phase of this parity is over; may wait a while before it says no.
-__device__ __forceinline__ bool mbarrier_try_wait(u32_t barrier, u32_t parity) {
-    u32_t is_over;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}"
-                 : "=r"(is_over)
-                 : "r"(barrier), "r"(parity)
-                 : "memory");
-    return is_over != 0;
-}
-// The same without waiting.
-__device__ __forceinline__ bool mbarrier_test(u32_t barrier, u32_t parity) {
-    u32_t is_over;
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}"
-                 : "=r"(is_over)
-                 : "r"(barrier), "r"(parity)
-                 : "memory");
-    return is_over != 0;
-}
-// Waits for the end of the phase of this parity; the phase before a fresh barrier's first has parity 1 and is over.
-// With WAIT_LIMIT_NS, for debugging, gives up after so many nanoseconds by a trap.
-__device__ __forceinline__ void mbarrier_wait(u32_t barrier, u32_t parity) {
-#ifdef WAIT_LIMIT_NS
-    if (mbarrier_try_wait(barrier, parity)) return;
-    u64_t start, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-    while (!mbarrier_try_wait(barrier, parity)) {
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - start > WAIT_LIMIT_NS) asm volatile("trap;");
-    }
-#else
-    while (!mbarrier_try_wait(barrier, parity)) {
-    }
-#endif
-}
+#include "mbarrier.cuh"
 
 // ---- order, roles and registers ----
 
@@ -109,10 +47,6 @@ template <int COUNT> __device__ __forceinline__ void lower_registers() {
 struct alignas(64) TensorMap {
     u64_t words[16];
 };
-// Brings a map near before its first use.
-__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
 // The box at (column, row) of a matrix, zeros where it lies outside; its whole size counts as brought to `barrier`.
 __device__ __forceinline__ void copy_box(u32_t to, const TensorMap& map, int column, int row, u32_t barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
@@ -120,13 +54,6 @@ __device__ __forceinline__ void copy_box(u32_t to, const TensorMap& map, int col
                  "l"(&map), "r"(column), "r"(row), "r"(barrier)
                  : "memory");
 }
-// `bytes` bytes, a multiple of 16 as both addresses are.
-__device__ __forceinline__ void copy_bulk(u32_t to, const void* from, u32_t bytes, u32_t barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
-}
-
 // ---- tiles and their descriptors ----
 
 // Bytes from a tile's begin to a 16-byte chunk (of the tile's row) where columns have ROWS rows.
@@ -135,14 +62,14 @@ template <int ROWS> __device__ __forceinline__ u32_t swizzled(int row, int chunk
 }
 // An operand at `tile` for a product; the descriptor counts in units of 16 bytes. If a tile's rows are what is summed
 // over (MN-major), `column_bytes` is the distance of its columns, and 16 rows on are + 128. If the elements of a row
-// are (K-major), `column_bytes` isn't looked at, and 16 elements on are + 2, as far as the column goes.
+// are (K-major), `column_bytes` isn't looked at, and 32 bytes on are + 2, as far as the column goes.
 __device__ __forceinline__ u64_t descriptor_of(u32_t tile, u32_t column_bytes = 16) {
     // 8 rows are 1024 bytes; 1 in the highest bits is the swizzle over 128 bytes.
     const u64_t constant = (u64_t)(1024 >> 4) << 32 | (u64_t)1 << 62;
     return constant | (tile & 0x3ffff) >> 4 | (column_bytes >> 4) << 16;
 }
 
-// ---- products of a warpgroup: d[64, N] (+)= a[64, 16] * b[16, N], float32 sums ----
+// ---- products of a warpgroup: d[64, 128] (+)= a[64, 32 bytes] * b[32 bytes, 128], float32 sums ----
 // A lane's share of d: element n * 4 + i is that of tile n (8 columns) as `mma`'s sums lie, in the 16 rows of its warp.
 
 // Before the first product, and whenever registers that it uses have been written otherwise.
@@ -163,9 +90,6 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
     for (int i = 0; i < N * 4; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
 }
 
-#define WGMMA_NAMES_32 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WGMMA_NAMES_64 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
@@ -175,61 +99,44 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
 #define WGMMA_SUMS_32(i) WGMMA_SUMS_8(i), WGMMA_SUMS_8(i + 8), WGMMA_SUMS_8(i + 16), WGMMA_SUMS_8(i + 24)
-#define WGMMA_SUMS_64(i) WGMMA_SUMS_32(i), WGMMA_SUMS_32(i + 32)
+#define WGMMA_SUMS_64 WGMMA_SUMS_32(0), WGMMA_SUMS_32(32)
 
-#define WGMMA_SHARED_64(type) \
-    asm volatile("{\n" \
-                 ".reg .pred p;\n" \
-                 "setp.ne.b32 p, %34, 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." #type "." #type " {" WGMMA_NAMES_32 \
-                 "}, %32, %33, p, 1, 1, 0, %35;\n" \
-                 "}" \
-                 : WGMMA_SUMS_32(0) \
-                 : "l"(a), "l"(b), "r"((int)accumulates), "n"((int)B_IS_MN_MAJOR))
-#define WGMMA_SHARED_128(type) \
+// `layouts`: of 16-bit elements, whether the operands in shared memory are MN-major.
+#define WGMMA_SHARED(shape, type, layouts) \
     asm volatile("{\n" \
                  ".reg .pred p;\n" \
                  "setp.ne.b32 p, %66, 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {" WGMMA_NAMES_64 \
-                 "}, %64, %65, p, 1, 1, 0, %67;\n" \
+                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" WGMMA_NAMES_64 \
+                 "}, %64, %65, p, 1, 1" layouts ";\n" \
                  "}" \
-                 : WGMMA_SUMS_64(0) \
-                 : "l"(a), "l"(b), "r"((int)accumulates), "n"((int)B_IS_MN_MAJOR))
-#define WGMMA_REGISTERS_64(type) \
-    asm volatile("{\n" \
-                 ".reg .pred p;\n" \
-                 "setp.ne.b32 p, %37, 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." #type "." #type " {" WGMMA_NAMES_32 \
-                 "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n" \
-                 "}" \
-                 : WGMMA_SUMS_32(0) \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulates), "n"((int)B_IS_MN_MAJOR))
-#define WGMMA_REGISTERS_128(type) \
+                 : WGMMA_SUMS_64 \
+                 : "l"(a), "l"(b), "r"((int)accumulates))
+#define WGMMA_REGISTERS(shape, type, layouts) \
     asm volatile("{\n" \
                  ".reg .pred p;\n" \
                  "setp.ne.b32 p, %69, 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {" WGMMA_NAMES_64 \
-                 "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n" \
+                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" WGMMA_NAMES_64 \
+                 "}, {%64, %65, %66, %67}, %68, p, 1, 1" layouts ";\n" \
                  "}" \
-                 : WGMMA_SUMS_64(0) \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulates), "n"((int)B_IS_MN_MAJOR))
+                 : WGMMA_SUMS_64 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulates))
 
-// Both operands from shared memory, the left one K-major; elements bf16 or f16.
-template <int N, bool IS_F16, bool B_IS_MN_MAJOR>
-__device__ __forceinline__ void wgmma_shared(float (&d)[N / 2], u64_t a, u64_t b, bool accumulates) {
-    static_assert(N == 64 || N == 128, "these widths are written out");
-    if constexpr (N == 64 && IS_F16) WGMMA_SHARED_64(f16);
-    if constexpr (N == 64 && !IS_F16) WGMMA_SHARED_64(bf16);
-    if constexpr (N == 128 && IS_F16) WGMMA_SHARED_128(f16);
-    if constexpr (N == 128 && !IS_F16) WGMMA_SHARED_128(bf16);
+// Both operands from shared memory, K-major; elements bf16, or e4m3, of which a step of the sum is 32.
+template <bool IS_F8>
+__device__ __forceinline__ void wgmma_shared(float (&d)[64], u64_t a, u64_t b, bool accumulates) {
+    if constexpr (IS_F8) {
+        WGMMA_SHARED("m64n128k32", "e4m3", "");
+    } else {
+        WGMMA_SHARED("m64n128k16", "bf16", ", 0, 0");
+    }
 }
 
-// The left operand from registers, as `mma`'s lies in the 16 rows of each warp.
-template <int N, bool IS_F16, bool B_IS_MN_MAJOR>
-__device__ __forceinline__ void wgmma_registers(float (&d)[N / 2], const u32_t (&a)[4], u64_t b, bool accumulates) {
-    static_assert(N == 64 || N == 128, "these widths are written out");
-    if constexpr (N == 64 && IS_F16) WGMMA_REGISTERS_64(f16);
-    if constexpr (N == 64 && !IS_F16) WGMMA_REGISTERS_64(bf16);
-    if constexpr (N == 128 && IS_F16) WGMMA_REGISTERS_128(f16);
-    if constexpr (N == 128 && !IS_F16) WGMMA_REGISTERS_128(bf16);
+// The left operand from registers, as `mma`'s lies in the 16 rows of each warp, the right one MN-major; elements bf16 or f16.
+template <bool IS_F16>
+__device__ __forceinline__ void wgmma_registers(float (&d)[64], const u32_t (&a)[4], u64_t b, bool accumulates) {
+    if constexpr (IS_F16) {
+        WGMMA_REGISTERS("m64n128k16", "f16", ", 1");
+    } else {
+        WGMMA_REGISTERS("m64n128k16", "bf16", ", 1");
+    }
 }

@@ -92,7 +92,7 @@ __device__ __forceinline__ u32_t query_pair(u32_t bf16x2) {
     u32_t y;
     asm("cvt.rn.satfinite.f16x2.f32 %0, %1, %2;"
         : "=r"(y)
-        : "f"(__uint_as_float(bf16x2 & 0xffff0000u)), "f"(__uint_as_float(bf16x2 << 16)));
+        : "f"(bf16_of(bf16x2, 1)), "f"(bf16_of(bf16x2, 0)));
     return y;
 #else
     return bf16x2;

@@ -217,7 +217,7 @@ __device__ __forceinline__ float f8_factor_of(const Operands& o, const Item& ite
     const u32_t packed = item.first + row, q_row = item.q_row + packed / (u32_t)o.group;
     if (writes && row < item.count && q_row < (u32_t)o.num_rows) {
         const u32_t group = head * o.group + packed % (u32_t)o.group;
-        o.out.to.scales[(u64_t)group * o.out.to.stride + q_row] = top / F8_MAX;
+        o.out.to.scales[(u64_t)group * o.out.to.stride + q_row] = f8_scale(top);
     }
     return f8_factor(top);
 }
@@ -234,7 +234,7 @@ __device__ __forceinline__ void store_columns(const Operands& o, const Item& ite
     if (o.out.form == TO_F8_GROUP) top = warp_max(fmaxf(fmaxf(fabsf(x.x), fabsf(x.y)), fmaxf(fabsf(x.z), fabsf(x.w))));
     const float factor = f8_factor_of(o, item, head, row, top, column == 0);
     *reinterpret_cast<u32_t*>((u8_t*)o.out.rows + place + column) =
-        pack_f8x2(x.x * factor, x.y * factor) | (u32_t)pack_f8x2(x.z * factor, x.w * factor) << 16;
+        pack_f8x4(x.x * factor, x.y * factor, x.z * factor, x.w * factor);
 }
 
 // Two columns of a row into its place in shared memory, from where `store_staged` takes it: TILE says where a row's chunks

@@ -62,6 +62,11 @@ template <> __device__ __forceinline__ f8_e4m3_t from_f32<f8_e4m3_t>(float x) {
 #endif
 }
 
+// One of two bf16 in a register, 0 the lower one.
+__device__ __forceinline__ float bf16_of(u32_t pair, int i) {
+    return __uint_as_float(i == 0 ? pair << 16 : pair & 0xffff0000u);
+}
+
 // Two bf16 in one register, `low` in the lower half.
 __device__ __forceinline__ u32_t pack_bf16x2(float low, float high) {
     u32_t y;
@@ -74,6 +79,16 @@ __device__ __forceinline__ u32_t pack_bf16x2(float low, float high) {
 template <typename T, int N> struct alignas(sizeof(T) * N) Vec {
     T at[N];
 };
+
+template <typename T, int N> __device__ __forceinline__ float element(const Vec<T, N>& v, int i) { return to_f32(v.at[i]); }
+// By registers: of halves by themselves, the compiler takes the upper one out before it widens it.
+template <int N> __device__ __forceinline__ float element(const Vec<bf16_t, N>& v, int i) {
+    if constexpr (N % 2 == 0) {
+        return bf16_of(reinterpret_cast<const u32_t*>(&v)[i / 2], i % 2);
+    } else {
+        return to_f32(v.at[i]);
+    }
+}
 
 template <typename T, int N> __device__ __forceinline__ Vec<T, N> load_vec(const T* p) {
     return *reinterpret_cast<const Vec<T, N>*>(p);
@@ -185,6 +200,11 @@ __device__ __forceinline__ u16_t pack_f8x2(float low, float high) {
 #endif
 }
 
+// Four FP8 numbers beside each other, `a` first.
+__device__ __forceinline__ u32_t pack_f8x4(float a, float b, float c, float d) {
+    return pack_f8x2(a, b) | (u32_t)pack_f8x2(c, d) << 16;
+}
+
 // Two f16 in one register, `low` in the lower half.
 __device__ __forceinline__ u32_t pack_f16x2(float low, float high) {
     u32_t y;
@@ -226,8 +246,8 @@ __device__ __forceinline__ void wait_for_the_kernel_before() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// What every thread of a kernel does first whose launch may begin early (`crate::cuda::following`): all kernels before it have ended
-// then, and the next one's blocks may come. A pointer to what a step writes has no `__restrict__` there, since the compiler may
+// What every thread of a kernel whose launch may begin early (`crate::cuda::following`) does before it reads or writes what others do,
+// and in any case: all kernels before it have ended then, and the next one's blocks may come. A pointer to what a step writes has no `__restrict__` there, since the compiler may
 // read a restricted one before the wait; weights and their scales are there long before.
 __device__ __forceinline__ void follow_the_kernel_before() {
     wait_for_the_kernel_before();
@@ -239,7 +259,7 @@ __device__ __forceinline__ void follow_the_kernel_before() {
 template <typename T, int N> struct Pack {
     enum : int { PIECE = sizeof(T) * N <= 16 ? N : 16 / (int)sizeof(T) };
     Vec<T, PIECE> pieces[N / PIECE];
-    __device__ __forceinline__ float operator[](int i) const { return to_f32(pieces[i / PIECE].at[i % PIECE]); }
+    __device__ __forceinline__ float operator[](int i) const { return element(pieces[i / PIECE], i % PIECE); }
     __device__ __forceinline__ void set(int i, float x) { pieces[i / PIECE].at[i % PIECE] = from_f32<T>(x); }
 };
 

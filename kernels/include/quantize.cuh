@@ -26,17 +26,16 @@ __device__ __forceinline__ float group_max(float x) {
     return x;
 }
 
-// The largest of a warp, of numbers that are 0 or above and hence are ordered as their bits are.
+// The largest of a warp, of numbers that are 0 or above and hence are ordered as their bits are (sm_80).
 __device__ __forceinline__ float warp_max_magnitude(float x) {
-#if __CUDA_ARCH__ >= 800
     u32_t top;
     asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(top) : "r"(__float_as_uint(x)));
     return __uint_as_float(top);
-#else
-    return warp_max(x);
-#endif
 }
 
+// The scale of numbers of which this is the largest magnitude, within a unit in the last place; and the factor that takes it to
+// F8_MAX, to the nearest, since FP8 numbers that are rounded anew are often halfway between two others.
+__device__ __forceinline__ float f8_scale(float top) { return top * (1.0f / F8_MAX); }
 __device__ __forceinline__ float f8_factor(float top) { return top > 0.0f ? F8_MAX / top : 0.0f; }
 
 // The largest magnitude over the threads of a row: a warp, or a whole block.
@@ -66,8 +65,8 @@ __device__ __forceinline__ void store_scaled(T* to, const float (&y)[PACK], floa
         Pack<u32_t, PACK / 4> words;
 #pragma unroll
         for (int e = 0; e < PACK; e += 4) {
-            const u32_t low = pack_f8x2(y[e] * factor, y[e + 1] * factor);
-            words.pieces[0].at[e / 4] = low | (u32_t)pack_f8x2(y[e + 2] * factor, y[e + 3] * factor) << 16;
+            words.pieces[0].at[e / 4] =
+                pack_f8x4(y[e] * factor, y[e + 1] * factor, y[e + 2] * factor, y[e + 3] * factor);
         }
         store_pack(reinterpret_cast<u32_t*>(to), words);
     } else {
@@ -106,7 +105,7 @@ __device__ __forceinline__ void store_row(Held& held, int thread, int row, int d
         }
         held.forget();
         top = row_max<ROW_THREADS>(top);
-        if (thread == 0) to.scales[row] = top / F8_MAX;
+        if (thread == 0) to.scales[row] = f8_scale(top);
         factor = f8_factor(top);
     }
 #pragma unroll
@@ -117,7 +116,7 @@ __device__ __forceinline__ void store_row(Held& held, int thread, int row, int d
         if constexpr (TO == TO_F8_GROUP) {
             static_assert(PACK * 16 == F8_GROUP, "16 lanes hold a group");
             const float top = group_max(magnitude_of(y));
-            if (at < d && thread % 16 == 0) to.scales[(u64_t)(at / F8_GROUP) * to.stride + row] = top / F8_MAX;
+            if (at < d && thread % 16 == 0) to.scales[(u64_t)(at / F8_GROUP) * to.stride + row] = f8_scale(top);
             factor = f8_factor(top);
         }
         if (at < d) store_scaled(out + at, y, factor);

@@ -16,6 +16,7 @@ pub(super) const HEADERS: &[Header] = &[
     crate::cuda::PRELUDE,
     crate::cuda::QUANTIZE,
     crate::cuda::ATTENTION,
+    crate::cuda::MBARRIER,
     Header { name: "hopper.cuh", text: include_str!("../../include/hopper.cuh") },
     Header { name: "kv_fragments.cuh", text: include_str!("../../include/kv_fragments.cuh") },
     Header { name: "paged_work.cuh", text: include_str!("../../include/paged_work.cuh") },
@@ -147,7 +148,7 @@ fn launch(stream: &CudaStream, args: &PagedAttention<'_>, work: &Work<'_>, sizes
     let layout = args.layout;
     let (tiles, num_ctas) = grid(stream, layout);
     // A step with no more rows than sequences has decode rows alone, or few others: they are not worth a launch.
-    let by_hopper = hopper::serves(stream, layout) && sizes.n > sizes.num_seqs;
+    let by_hopper = hopper::serves(stream, layout) && sizes.n > sizes.num_seqs && sizes.num_blocks > 0;
     if by_hopper {
         hopper::launch_prefill(stream, args, work, sizes)?;
     }

@@ -2,9 +2,8 @@
 // TILE_ROWS packed rows holds here, with
 //   out[i, h] = v_scale * sum_j softmax_j(scale * q[i, h] . K[j, g]) * V[j, g].
 // q, out [num_rows, num_heads, HEAD_DIM] bf16, HEAD_DIM 128; caches [num_blocks, num_kv_heads, PAGE, HEAD_DIM] of
-// bf16, which come by the maps [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 64 elements and
-// the 128-byte swizzle, or, with KV_F8, of e4m3, which come by address: their scales are part of `scale` and
-// `v_scale`.
+// bf16 or, with KV_F8, of e4m3, whose scales are part of `scale` and `v_scale`. They come by the maps
+// [num_blocks * num_kv_heads * PAGE, HEAD_DIM] with boxes of 32 rows by 128 bytes and the 128-byte swizzle.
 //
 // Mapping: a fixed grid of one block per SM takes items of the list's first queue, the longest first; the block's index
 // says which is its first, a counter which are the later ones. Warpgroups:
@@ -13,19 +12,21 @@
 //     before the values of this one, so that the softmax runs beside a product; and the two take turns at beginning
 //     theirs, so that one's softmax runs beside the other's products.
 //   one of producers: a warp takes items and brings keys and values, the others queries, while the item before is still
-//     worked on. With KV_F8 there are two, of keys and of values, which are widened to f16, exactly; queries and weights
-//     are f16 as well.
+//     worked on.
+//   with KV_F8 one more, which widens values to f16, exactly; weights are f16 as well. Keys stay as they are: a query is
+//     the sum of two rows of FP8 numbers, times a power of two, which holds a bf16 one.
 // All of them meet at barriers in shared memory; items, queries, keys and values have two places each.
 //
 // Keys beyond an item's end may be NaN: their scores are replaced, their values zeros. Pages that it doesn't reach are
-// boxes outside of the matrix, hence zeros; a page that it reaches in part is copied row by row.
+// boxes outside of the matrix, hence zeros; of a page that it reaches in part, bf16 values are copied row by row, by their
+// address, and zeros come from widening FP8 ones.
 //
-// Shared memory: 2 * (queries, keys, values) of OPERAND_BYTES, 192 KiB for heads of 128, with KV_F8 the raw bytes of a
-// block of keys and values (32 KiB) beside; and a KiB to begin at a multiple of 1024 bytes.
+// Shared memory: 192 KiB, two places each of queries, keys and values, with KV_F8 of values as the cache has them instead
+// of half of the keys' place; and a KiB to begin at a multiple of 1024 bytes.
 // Bound: 4 * HEAD_DIM FLOPs per row, head and key seen. A block of 128 keys is 2048 cycles of products per SM and 1024
-// of 2^x, and the products read 160 KiB of shared memory, 1280 cycles, of which QUERIES_IN_REGISTERS spares 256; with
-// KV_F8 widening takes about 1000 more.
-// Numerics: as kernel.cu.
+// of 2^x, and the products read 160 KiB of shared memory, 1280 cycles; with KV_F8 widening takes about 500 more. Two FP8
+// products with queries in two parts take as long as one of bf16.
+// Numerics: as kernel.cu; but sums of FP8 products keep some 13 bits of the largest one.
 // Tried: fewer keys in an item's last block within the loop, by a branch around products: the assembler then waits for
 // each product before the next (it says so, C7511, C7515), so only the last sums, which are by themselves, are shorter.
 // In one block of instructions with the softmax, the assembler moves the wait for the sums up before it; behind a
@@ -39,12 +40,11 @@
 #include "attention.cuh"
 #include "hopper.cuh"
 
-// Named barriers: the two of the consumers' turns, all consumers, each consumer warpgroup, each of producers.
+// Named barriers: the two of the consumers' turns, all consumers, each consumer warpgroup.
 enum {
     BARRIER_TURN = 1,
     BARRIER_CONSUMERS = 3,
     BARRIER_WARPGROUP = 4,
-    BARRIER_PRODUCERS = 6,
 };
 
 #include "paged_attention.cuh"
@@ -56,27 +56,27 @@ enum {
 #ifndef TAKES_TURNS
 #define TAKES_TURNS 1
 #endif
-// Whether products read the queries from registers rather than from shared memory.
-#ifndef QUERIES_IN_REGISTERS
-#define QUERIES_IN_REGISTERS 0
-#endif
 
 #define PRODUCER_WARPGROUPS (KV_F8 ? 2 : 1)
 #define PREFILL_THREADS (NUM_THREADS + 128 * PRODUCER_WARPGROUPS)
 // By setmaxnreg: as many as the launch gives, 168 to each of three warpgroups or 128 to each of four.
-#define CONSUMER_REGISTERS (QUERIES_IN_REGISTERS ? 224 : KV_F8 ? 200 : 208)
+#define CONSUMER_REGISTERS (KV_F8 ? 200 : 208)
 #define PRODUCER_REGISTERS (((KV_F8 ? 512 : 504) - 2 * CONSUMER_REGISTERS) / PRODUCER_WARPGROUPS)
 #define COLUMN_BYTES (128 * 128)
+// An operand of 16-bit elements; and a block of keys or values as the cache has it.
 #define OPERAND_BYTES (HEAD_DIM / 64 * COLUMN_BYTES)
-#define RAW_BYTES (BLOCK_N * HEAD_DIM)
+#define CACHED_BYTES (BLOCK_N * HEAD_DIM * (int)sizeof(KV_T))
 #define PAGES (BLOCK_N / 32)
+// Behind the warp that takes items, those that bring queries.
+#define FIRST_QUERY_THREAD (NUM_THREADS + 32)
+#define QUERY_THREADS 96
 // Blocks of keys that an item has left when the next one is asked for: its queries take as long as about three.
 #define ASKS_AHEAD 6
 // Numbers of a row that a consumer's lane holds, of sums and of scores.
 #define LANE_SUMS (HEAD_DIM / 2)
 #define LANE_SCORES (BLOCK_N / 2)
 
-static_assert(HEAD_DIM == 64 || HEAD_DIM == 128, "columns of 64 elements");
+static_assert(HEAD_DIM == 128, "a row of FP8 is a column");
 static_assert(OPERAND_BYTES >= TILE_ROWS * MAX_SPLITS * 4, "a place of queries holds a merge's weights");
 static_assert(TILE_ROWS == 128 && BLOCK_N == 128, "a column of queries is as long as one of keys");
 
@@ -91,7 +91,10 @@ struct Places {
     Work work[2];
     // A phase each time that a place is filled, or through with.
     u64_t work_full[2], q_full[2], q_empty[2], k_full[2], k_empty[2], v_full[2], v_empty[2];
-    u64_t raw_full[2];  // of keys, of values
+#if KV_F8
+    u64_t raw_full[2], raw_empty[2];
+    float q_factors[2][TILE_ROWS];  // what a row's scores are multiplied by
+#endif
 };
 
 // Where the operands lie, from a multiple of 1024 bytes on.
@@ -99,9 +102,10 @@ struct Tiles {
     u8_t* shared;
     u32_t address;
     __device__ __forceinline__ u32_t queries(int place) const { return address + place * OPERAND_BYTES; }
-    __device__ __forceinline__ u32_t keys(int place) const { return queries(2 + place); }
-    __device__ __forceinline__ u32_t values(int place) const { return queries(4 + place); }
-    __device__ __forceinline__ u32_t raw(bool is_values) const { return queries(6) + (is_values ? RAW_BYTES : 0); }
+    __device__ __forceinline__ u32_t values(int place) const { return queries(2 + place); }
+    __device__ __forceinline__ u32_t keys(int place) const { return queries(4) + place * CACHED_BYTES; }
+    // FP8 values before they are widened.
+    __device__ __forceinline__ u32_t raw(int place) const { return keys(2 + place); }
     __device__ __forceinline__ u8_t* at(u32_t where) const { return shared + (where - address); }
 };
 
@@ -188,32 +192,95 @@ __device__ __forceinline__ void give_turn(const Operands& o, Next& next, Places&
     give(o, next, places.work[turn & 1], bar(places.work_full[turn & 1]));
 }
 
-// Whether a phase is over, for a whole warp: one lane's answer is all lanes', each of which then sees what came before its end.
-__device__ __forceinline__ bool is_over(const u64_t& barrier, u32_t parity) {
-    if (!__any_sync(0xffffffffu, mbarrier_test(bar(barrier), parity))) return false;
-    mbarrier_wait(bar(barrier), parity);
-    return true;
-}
+// Whether a turn's place is free, for a whole warp: one lane's answer is all lanes'.
 __device__ __forceinline__ bool is_free(const Places& places, int turn) {
-    return is_over(places.q_empty[turn & 1], (turn >> 1 & 1) ^ 1);
+    return __any_sync(0xffffffffu, mbarrier_test(bar(places.q_empty[turn & 1]), (turn >> 1 & 1) ^ 1));
 }
 
 // ---- producers ----
 
-// The item's queries by the block's last THREADS threads; zeros where it has none.
-template <int THREADS>
-__device__ __forceinline__ void load_queries(const Operands& o, const Item& item, int head, u8_t* to) {
-    constexpr int ROW_CHUNKS = HEAD_DIM / 8;
-    constexpr int IN_FLIGHT = KV_F8 ? 4 : 8;  // as many as there are registers for
+#if KV_F8
+// Sixteen neighbours of a row of queries as sums of two FP8 numbers: `high`, and `low` what those leave. `scale`, a power of two,
+// takes the row's largest magnitude to 128 or more, so that all bits of a bf16 number are kept which isn't below 2^-9 of it, and of a
+// smaller one those above 2^-17 of it.
+__device__ __forceinline__ void split_queries(const uint4 (&x)[2], float scale, uint4& high, uint4& low) {
+    const auto number = [&](int i) { return bf16_of((&x[i / 8].x)[i / 2 % 4], i % 2) * scale; };
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float y[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) y[e] = number(i * 4 + e);
+        const u32_t kept = pack_f8x4(y[0], y[1], y[2], y[3]);
+        u32_t wide[2];
+        widen_f8x4(kept, wide[0], wide[1]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) y[e] -= to_f32(f16_t{(u16_t)(wide[e / 2] >> e % 2 * 16)});
+        (&high.x)[i] = kept;
+        (&low.x)[i] = pack_f8x4(y[0], y[1], y[2], y[3]);
+    }
+}
+
+// Their largest magnitude.
+__device__ __forceinline__ float largest(const uint4 (&x)[2]) {
+    float top = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        const u32_t pair = (&x[i / 4].x)[i % 4];
+        top = fmaxf(top, fmaxf(fabsf(bf16_of(pair, 0)), fabsf(bf16_of(pair, 1))));
+    }
+    return top;
+}
+#endif
+
+// The item's queries by the QUERY_THREADS; zeros where it has none. With KV_F8 as sums of two FP8 numbers, the smaller one in the
+// tile's first column, where products begin: sums keep more of what comes while they are small.
+__device__ __forceinline__ void load_queries(const Operands& o, Places& places, const Tiles& tiles, int place) {
+    // Chunks of 16 bytes that a thread takes at a time, of which as many times as there are registers for.
+    constexpr int CHUNKS = KV_F8 ? 2 : 1, LANES = HEAD_DIM / 8 / CHUNKS, IN_FLIGHT = KV_F8 ? 2 : 8;
+    static_assert(TILE_ROWS * LANES % 32 == 0, "a warp's lanes leave the loop together");
+    const Item& item = places.work[place].item;
+    const int head = places.work[place].head;
+    u8_t* const to = tiles.at(tiles.queries(place));
 #pragma unroll IN_FLIGHT
-    for (int i = fleeting_thread() - (PREFILL_THREADS - THREADS); i < TILE_ROWS * ROW_CHUNKS; i += THREADS) {
-        const int row = i / ROW_CHUNKS, chunk = i % ROW_CHUNKS;
-        const i64_t place = place_of(o, item, head, row);
-        int4 x = {0, 0, 0, 0};
-        if (place >= 0) x = *reinterpret_cast<const int4*>(o.q + place + chunk * 8);
-        x.x ^= o.flip, x.y ^= o.flip, x.z ^= o.flip, x.w ^= o.flip;
-        x = int4{(int)query_pair(x.x), (int)query_pair(x.y), (int)query_pair(x.z), (int)query_pair(x.w)};
-        *reinterpret_cast<int4*>(to + swizzled<TILE_ROWS>(row, chunk)) = x;
+    for (int i = fleeting_thread() - FIRST_QUERY_THREAD; i < TILE_ROWS * LANES; i += QUERY_THREADS) {
+        const int row = i / LANES, lane = i % LANES;
+        const i64_t from = place_of(o, item, head, row);
+        uint4 x[CHUNKS] = {};
+#pragma unroll
+        for (int c = 0; c < CHUNKS; ++c) {
+            if (from >= 0) x[c] = reinterpret_cast<const uint4*>(o.q + from)[lane * CHUNKS + c];
+            x[c].x ^= o.flip, x[c].y ^= o.flip, x[c].z ^= o.flip, x[c].w ^= o.flip;
+        }
+#if KV_F8
+        float top = largest(x);
+#pragma unroll
+        for (int offset = LANES / 2; offset > 0; offset >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
+        // The power of two below `top`, so that neither it nor its inverse leaves the normal numbers; infinities saturate.
+        const u32_t power = min(max(__float_as_uint(top) & 0x7f800000u, 8u << 23), 254u << 23);
+        if (lane == 0) places.q_factors[place][row] = __uint_as_float(power) / 128.0f;
+        uint4 high, low;
+        split_queries(x, __uint_as_float(((2u * 127u + 7u) << 23) - power), high, low);
+        *reinterpret_cast<uint4*>(to + swizzled<TILE_ROWS>(row, lane)) = low;
+        *reinterpret_cast<uint4*>(to + swizzled<TILE_ROWS>(row, LANES + lane)) = high;
+#else
+        *reinterpret_cast<uint4*>(to + swizzled<TILE_ROWS>(row, lane)) = x[0];
+#endif
+    }
+}
+
+// The warps that bring queries.
+__device__ __forceinline__ void produce_queries(const Operands& o, Places& places, const Tiles& tiles) {
+    for (int turn = 0;; ++turn) {
+        const int place = turn & 1;
+        mbarrier_wait(bar(places.work_full[place]), turn >> 1 & 1);
+        // Behind the arrival, the place may hold another item as soon as consumers are through with this one.
+        const bool is_end = places.work[place].is_end;
+        if (!is_end) {
+            load_queries(o, places, tiles, place);
+            fence_async_shared();
+        }
+        mbarrier_arrive(bar(places.q_full[place]));
+        if (is_end) return;
     }
 }
 
@@ -223,7 +290,68 @@ __device__ __forceinline__ int own_block(const Operands& o, const Item& item, in
     return block < 0 ? -1 : block;
 }
 
-#if !KV_F8
+// By a warp: begins to bring a block of keys or values as the cache has it, whose pages begin at these rows of the map, but not page
+// `left_out`.
+__device__ __forceinline__ void copy_pages(u32_t to, const TensorMap& map, const int (&rows)[PAGES], int left_out,
+                                           u32_t full) {
+    constexpr int COLUMNS = HEAD_DIM * sizeof(KV_T) / 128;
+    if (elect_one()) {
+        mbarrier_arrive_expect(full, left_out < 0 ? CACHED_BYTES : CACHED_BYTES - CACHED_BYTES / PAGES);
+#pragma unroll
+        for (int i = 0; i < PAGES * COLUMNS; ++i) {
+            const int page = i % PAGES, column = i / PAGES;
+            if (page == left_out) continue;
+            copy_box(to + column * COLUMN_BYTES + page * (32 * 128), map, column * (128 / sizeof(KV_T)), rows[page], full);
+        }
+    }
+    __syncwarp();
+}
+
+#if KV_F8
+// Raw rows become f16 at their place for the products, zeros from row `num` on; by a warpgroup. Eight neighbouring lanes, whose
+// accesses the banks serve at once, read four chunks each of two rows, and write eight different chunks.
+__device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
+    const int thread = fleeting_thread() & 127;
+    const int first = (thread >> 4) * 2 + (thread >> 2 & 1);
+    const int chunk = (thread & 3) | ((thread >> 2 ^ thread >> 3) & 1) << 2;
+#pragma unroll 4
+    for (int row = first; row < BLOCK_N; row += 16) {
+        uint4 x = *reinterpret_cast<const uint4*>(raw + swizzled<BLOCK_N>(row, chunk));
+        if (row >= num) x = uint4{0, 0, 0, 0};
+        uint4 first_half, second_half;
+        widen_f8x4(x.x, first_half.x, first_half.y);
+        widen_f8x4(x.y, first_half.z, first_half.w);
+        widen_f8x4(x.z, second_half.x, second_half.y);
+        widen_f8x4(x.w, second_half.z, second_half.w);
+        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2)) = first_half;
+        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2 + 1)) = second_half;
+    }
+}
+
+// The warpgroup that widens values.
+__device__ __forceinline__ void widen_values(Places& places, const Tiles& tiles) {
+    int filled = 0;
+    for (int turn = 0;; ++turn) {
+        const int place = turn & 1;
+        mbarrier_wait(bar(places.work_full[place]), turn >> 1 & 1);
+        const Work& work = places.work[place];
+        const int begin = work.item.begin, end = work.item.end, num = num_blocks_of(work.item);
+        const bool is_end = work.is_end;
+        // The item has been read, and its place may be another one's.
+        mbarrier_arrive(bar(places.q_full[place]));
+        if (is_end) return;
+        for (int n = 0; n < num; ++n, ++filled) {
+            const int stage = filled & 1, is_odd = filled >> 1 & 1;
+            mbarrier_wait(bar(places.raw_full[stage]), is_odd);
+            mbarrier_wait(bar(places.v_empty[stage]), is_odd ^ 1);
+            widen(tiles.at(tiles.raw(stage)), tiles.at(tiles.values(stage)), end - begin - n * BLOCK_N);
+            mbarrier_arrive(bar(places.raw_empty[stage]));
+            fence_async_shared();
+            mbarrier_arrive(bar(places.v_full[stage]));
+        }
+    }
+}
+#else
 // A warp's lanes: 32 rows of values from `from` on, zeros from row `num` on.
 __device__ __forceinline__ void load_part(u32_t to, const bf16_t* from, int num) {
     const int lane = fleeting_thread() & 31;
@@ -237,10 +365,11 @@ __device__ __forceinline__ void load_part(u32_t to, const bf16_t* from, int num)
     fence_async_shared();
     __syncwarp();
 }
+#endif
 
 // The warp that takes items and brings keys and values.
 __device__ __forceinline__ void produce_keys(const Operands& o, const TensorMap& k_map, const TensorMap& v_map,
-                                             const bf16_t* v_cache, Places& places, const Tiles& tiles) {
+                                             Places& places, const Tiles& tiles) {
     Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
     read_item(o, next);
     int filled = 0;
@@ -267,184 +396,27 @@ __device__ __forceinline__ void produce_keys(const Operands& o, const TensorMap&
                 give_turn(o, next, places, turn + 1);
                 is_given = true;
             }
-            const u32_t keys = tiles.keys(stage), values = tiles.values(stage);
-            const u32_t k_full = bar(places.k_full[stage]), v_full = bar(places.v_full[stage]);
             mbarrier_wait(bar(places.k_empty[stage]), is_odd ^ 1);
-            if (elect_one()) {
-                mbarrier_arrive_expect(k_full, OPERAND_BYTES);
-#pragma unroll
-                for (int i = 0; i < PAGES * (HEAD_DIM / 64); ++i) {
-                    const int page = i % PAGES, column = i / PAGES;
-                    copy_box(keys + column * COLUMN_BYTES + page * 4096, k_map, column * 64, rows[page], k_full);
-                }
-            }
-            __syncwarp();
+            copy_pages(tiles.keys(stage), k_map, rows, -1, bar(places.k_full[stage]));
+#if KV_F8
+            mbarrier_wait(bar(places.raw_empty[stage]), is_odd ^ 1);
+            copy_pages(tiles.raw(stage), v_map, rows, -1, bar(places.raw_full[stage]));
+#else
             mbarrier_wait(bar(places.v_empty[stage]), is_odd ^ 1);
-            // Of the page that the item ends in.
+            // The page that the item ends in.
             const int end_page = item.end - key < BLOCK_N && item.end % 32 != 0 ? (item.end - key) / 32 : -1;
-            bool is_part = false;
+            int part = -1;
 #pragma unroll
             for (int i = 0; i < PAGES; ++i) {
                 if (i != end_page || rows[i] < 0) continue;
-                load_part(values + i * 4096, v_cache + (i64_t)rows[i] * HEAD_DIM, item.end % 32);
-                is_part = true;
+                load_part(tiles.values(stage) + i * (32 * 128), o.v_cache + (i64_t)rows[i] * HEAD_DIM, item.end % 32);
+                part = i;
             }
-            if (elect_one()) {
-                mbarrier_arrive_expect(v_full, is_part ? OPERAND_BYTES - 32 * HEAD_DIM * 2 : OPERAND_BYTES);
-#pragma unroll
-                for (int i = 0; i < PAGES * (HEAD_DIM / 64); ++i) {
-                    const int page = i % PAGES, column = i / PAGES;
-                    if (is_part && page == end_page) continue;
-                    copy_box(values + column * COLUMN_BYTES + page * 4096, v_map, column * 64, rows[page], v_full);
-                }
-            }
-            __syncwarp();
-        }
-    }
-}
-
-// The other producers.
-__device__ __forceinline__ void produce_queries(const Operands& o, Places& places, const Tiles& tiles) {
-    for (int turn = 0;; ++turn) {
-        const int place = turn & 1;
-        mbarrier_wait(bar(places.work_full[place]), turn >> 1 & 1);
-        const Work& work = places.work[place];
-        // Behind the arrival, the place may hold another item as soon as consumers are through with this one.
-        const bool is_end = work.is_end;
-        if (!is_end) {
-            load_queries<96>(o, work.item, work.head, tiles.at(tiles.queries(place)));
-            fence_async_shared();
-        }
-        mbarrier_arrive(bar(places.q_full[place]));
-        if (is_end) return;
-    }
-}
-#else
-// Raw rows become f16 at their place for the products, zeros from row `num` on; by a warpgroup. Eight neighbouring
-// lanes, whose accesses the banks serve at once, read 128 bytes of one row or two, and write eight different chunks.
-__device__ __forceinline__ void widen(const u8_t* raw, u8_t* to, int num) {
-    const int thread = fleeting_thread() & 127;
-    constexpr int ROW_CHUNKS = HEAD_DIM / 16, STEP = 128 / ROW_CHUNKS;
-    const int first = HEAD_DIM == 128 ? (thread >> 4) * 2 + (thread >> 2 & 1) : thread >> 2;
-    const int chunk = HEAD_DIM == 128 ? (thread & 3) | ((thread >> 2 ^ thread >> 3) & 1) << 2 : thread & 3;
-#pragma unroll 4
-    for (int row = first; row < BLOCK_N; row += STEP) {
-        uint4 x = *reinterpret_cast<const uint4*>(raw + row * HEAD_DIM + chunk * 16);
-        if (row >= num) x = uint4{0, 0, 0, 0};
-        uint4 first_half, second_half;
-        widen_f8x4(x.x, first_half.x, first_half.y);
-        widen_f8x4(x.y, first_half.z, first_half.w);
-        widen_f8x4(x.z, second_half.x, second_half.y);
-        widen_f8x4(x.w, second_half.z, second_half.w);
-        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2)) = first_half;
-        *reinterpret_cast<uint4*>(to + swizzled<BLOCK_N>(row, chunk * 2 + 1)) = second_half;
-    }
-}
-
-// Begins to bring the raw rows of a block of keys; by one warp. A page that isn't there is zeros.
-__device__ __forceinline__ void load_raw(const Operands& o, int head, const u8_t* cache, int key, int own, u8_t* to,
-                                         u32_t to_address, u32_t full) {
-    const int lane = threadIdx.x & 31;
-    constexpr u32_t BYTES = 32 * HEAD_DIM;
-    u32_t bytes = 0;
-    int blocks[PAGES];
-#pragma unroll
-    for (int i = 0; i < PAGES; ++i) {
-        blocks[i] = __shfl_sync(0xffffffffu, own, i);
-        if (blocks[i] >= 0) {
-            bytes += BYTES;
-        } else {
-            for (u32_t at = lane * 16; at < BYTES; at += 512) {
-                *reinterpret_cast<uint4*>(to + i * BYTES + at) = uint4{0, 0, 0, 0};
-            }
-        }
-    }
-    __syncwarp();
-    if (elect_one()) {
-        mbarrier_arrive_expect(full, bytes);
-#pragma unroll
-        for (int i = 0; i < PAGES; ++i) {
-            if (blocks[i] < 0) continue;
-            const i64_t row = ((i64_t)blocks[i] * o.num_kv_heads + head) * PAGE + (key + i * 32) % PAGE;
-            copy_bulk(to_address + i * BYTES, cache + row * HEAD_DIM, BYTES, full);
-        }
-    }
-    __syncwarp();
-}
-
-// A warpgroup of producers, of keys or of values. The first warp of either begins copies, that of keys takes items; those of values
-// bring queries as well, which are needed sooner than an item's first values.
-template <bool IS_VALUES>
-__device__ __forceinline__ void produce(const Operands& o, const u8_t* cache, Places& places, const Tiles& tiles) {
-    const bool is_first = (threadIdx.x & 127) < 32;
-    Next next = {(int)blockIdx.x, o.list[NUM_PREFILL] * o.num_kv_heads, 0, 0, Next::NONE};
-    if (is_first && !IS_VALUES) read_item(o, next);
-    u8_t* const raw = tiles.at(tiles.raw(IS_VALUES));
-    const u32_t raw_full = bar(places.raw_full[IS_VALUES]);
-    // By the first warp.
-    const auto load = [&](const Work& work, int key, int own) {
-        if (key < work.item.end) load_raw(o, work.head, cache, key, own, raw, tiles.raw(IS_VALUES), raw_full);
-    };
-    const auto load_first = [&](const Work& work) {
-        load(work, work.item.begin, own_block(o, work.item, work.item.begin));
-    };
-    const auto bring_queries = [&](int turn) {
-        const Work& work = places.work[turn & 1];
-        if (!work.is_end) load_queries<128>(o, work.item, work.head, tiles.at(tiles.queries(turn & 1)));
-        fence_async_shared();
-        mbarrier_arrive(bar(places.q_full[turn & 1]));
-    };
-    const auto is_known = [&](int turn) { return is_over(places.work_full[turn & 1], turn >> 1 & 1); };
-    int filled = 0;
-    // Of the turn's item: whether it was given in the midst of the one before, its queries brought, its first copy begun.
-    bool is_given = false, has_queries = false, has_begun = false;
-    for (int turn = 0;; ++turn) {
-        const Work &work = places.work[turn & 1], &next_work = places.work[turn & 1 ^ 1];
-        if (!IS_VALUES && is_first && !is_given) give_turn(o, next, places, turn);
-        is_given = false;
-        mbarrier_wait(bar(places.work_full[turn & 1]), turn >> 1 & 1);
-        // Nobody goes on to a later item before all have seen this one.
-        named_sync(BARRIER_PRODUCERS + IS_VALUES, 128);
-        if (is_first && !has_begun) load_first(work);
-        has_begun = false;
-        // Of an item without keys, the work may be another one's as soon as consumers have its queries.
-        const Item& item = work.item;
-        const int num = num_blocks_of(item);
-        const bool is_end = work.is_end;
-        if (IS_VALUES && !has_queries) bring_queries(turn);
-        has_queries = false;
-        if (is_end) return;
-        for (int n = 0; n < num; ++n, ++filled) {
-            const int key = item.begin + n * BLOCK_N, stage = filled & 1, is_odd = filled >> 1 & 1;
-            int own = 0;
-            if (is_first) {
-                own = own_block(o, item, key + BLOCK_N);
-                if (!IS_VALUES && !is_given && look_ahead(o, next, num - n) && is_free(places, turn + 1)) {
-                    give_turn(o, next, places, turn + 1);
-                    is_given = true;
-                }
-            }
-            mbarrier_wait(raw_full, filled & 1);
-            mbarrier_wait(bar(IS_VALUES ? places.v_empty[stage] : places.k_empty[stage]), is_odd ^ 1);
-            widen(raw, tiles.at(IS_VALUES ? tiles.values(stage) : tiles.keys(stage)), item.end - key);
-            fence_async_shared();
-            mbarrier_arrive(bar(IS_VALUES ? places.v_full[stage] : places.k_full[stage]));
-            // The raw rows are through with.
-            named_sync(BARRIER_PRODUCERS + IS_VALUES, 128);
-            if (is_first && n + 1 < num) {
-                load(work, key + BLOCK_N, own);
-            } else if (is_first && is_known(turn + 1)) {
-                load_first(next_work);
-                has_begun = true;
-            }
-            if (IS_VALUES && !has_queries && is_known(turn + 1) && num_blocks_of(next_work.item) > 0) {
-                bring_queries(turn + 1);
-                has_queries = true;
-            }
-        }
-    }
-}
+            copy_pages(tiles.values(stage), v_map, rows, part, bar(places.v_full[stage]));
 #endif
+        }
+    }
+}
 
 // ---- consumers ----
 
@@ -465,7 +437,8 @@ __device__ __forceinline__ void mask(float (&s)[LANE_SCORES], int num_seen0, int
 }
 
 // Scores become weights; whether a maximum of the warp's rows has risen, hence sums are to be multiplied by `rescale`.
-__device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], float scale, Rows& rows, float (&rescale)[2]) {
+__device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], const float (&scale)[2], Rows& rows,
+                                        float (&rescale)[2]) {
     bool is_raised = false;
     float base[2];
 #pragma unroll
@@ -477,7 +450,7 @@ __device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], float scale, Ro
             top0 = fmaxf(top0, s[n * 4 + half * 2]);
             top1 = fmaxf(top1, s[n * 4 + half * 2 + 1]);
         }
-        const float top = quad_max(fmaxf(top0, top1)) * scale;
+        const float top = quad_max(fmaxf(top0, top1)) * scale[half];
         rescale[half] = 1.0f;
         // Of two infinities below, neither is above the other.
         if (top > rows.max[half] + LAZY) {
@@ -496,8 +469,8 @@ __device__ __forceinline__ bool softmax(float (&s)[LANE_SCORES], float scale, Ro
         for (int n = 0; n < BLOCK_N / 8; ++n) {
             float& x = s[n * 4 + half * 2];
             float& y = s[n * 4 + half * 2 + 1];
-            x = ex2(fmaf(x, scale, base[half]));
-            y = ex2(fmaf(y, scale, base[half]));
+            x = ex2(fmaf(x, scale[half], base[half]));
+            y = ex2(fmaf(y, scale[half], base[half]));
             total0 += x;
             total1 += y;
         }
@@ -516,33 +489,12 @@ __device__ __forceinline__ void pack_weights(u32_t (&p)[BLOCK_N / 16][4], const 
     }
 }
 
-// The 64 rows of queries of a warpgroup, as its products take them.
-struct Queries {
-#if QUERIES_IN_REGISTERS
-    u32_t at[HEAD_DIM / 16][4];
-    __device__ __forceinline__ explicit Queries(u32_t tile) {
-        const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane & 15);
-#pragma unroll
-        for (int step = 0; step < HEAD_DIM / 16; ++step) {
-            ldmatrix_x4(at[step], tile + swizzled<TILE_ROWS>(row, step * 2 + (lane >> 4)));
-        }
-    }
-#else
-    u64_t descriptor;
-    __device__ __forceinline__ explicit Queries(u32_t tile) : descriptor(descriptor_of(tile)) {}
-#endif
-};
-
-// s = queries * keys, a group of its own.
-__device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], const Queries& queries, u64_t keys) {
+// s = queries * keys, a group of its own. Of queries in two parts, each finds the same keys.
+__device__ __forceinline__ void begin_scores(float (&s)[LANE_SCORES], u64_t queries, u64_t keys) {
 #pragma unroll
     for (int step = 0; step < HEAD_DIM / 16; ++step) {
-        const int at = (step / 4 * COLUMN_BYTES + step % 4 * 32) / 16;
-#if QUERIES_IN_REGISTERS
-        wgmma_registers<BLOCK_N, KV_F8, false>(s, queries.at[step], keys + at, step > 0);
-#else
-        wgmma_shared<BLOCK_N, KV_F8, false>(s, queries.descriptor + at, keys + at, step > 0);
-#endif
+        const int within = step % 4 * 32 / 16, column = step / 4 * COLUMN_BYTES / 16;
+        wgmma_shared<KV_F8>(s, queries + column + within, keys + (KV_F8 ? 0 : column) + within, step > 0);
     }
     wgmma_commit();
 }
@@ -552,7 +504,7 @@ template <int KEYS>
 __device__ __forceinline__ void begin_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
-        wgmma_registers<HEAD_DIM, KV_F8, true>(sums, p[step], values + step * (16 * 128 / 16), true);
+        wgmma_registers<KV_F8>(sums, p[step], values + step * (16 * 128 / 16), true);
     }
     wgmma_commit();
 }
@@ -642,7 +594,15 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
         const int seen0 = limit_of(o, item, first + lane / 4) - (lane & 3) * 2;
         const int seen1 = limit_of(o, item, first + 8 + lane / 4) - (lane & 3) * 2;
         const int fewest = limit_of(o, item, first);
-        const Queries queries(tiles.queries(place) + warpgroup * (64 * 128));
+        const u64_t queries = descriptor_of(tiles.queries(place) + warpgroup * (64 * 128));
+#if KV_F8
+        const float* const factors = places.q_factors[place] + first + lane / 4;
+        // Above 0 still, as `mask` needs it.
+        const float least = __uint_as_float(1u << 23);
+        const float scale[2] = {fmaxf(o.scale * factors[0], least), fmaxf(o.scale * factors[8], least)};
+#else
+        const float scale[2] = {o.scale, o.scale};
+#endif
         Rows rows = {{-INFINITY_F, -INFINITY_F}, {0.0f, 0.0f}};
         float sums[LANE_SUMS];
 #pragma unroll
@@ -669,7 +629,7 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
             hold(s);
             is_through_with(places.k_empty[taken & 1]);
             if (key + BLOCK_N > fewest) mask(s, seen0 - key, seen1 - key);
-            softmax(s, o.scale, rows, rescale);
+            softmax(s, scale, rows, rescale);
             pack_weights(p, s);
             if (num > 1) wait_for_keys(taken + 1);
             for (int n = 1; n < num; ++n) {
@@ -688,7 +648,7 @@ __device__ __forceinline__ void consume(const Operands& o, Places& places, const
                 hold(s);
                 is_through_with(places.k_empty[next]);
                 if (key + BLOCK_N > fewest) mask(s, seen0 - key, seen1 - key);
-                const bool is_raised = softmax(s, o.scale, rows, rescale);
+                const bool is_raised = softmax(s, scale, rows, rescale);
                 // Here, so that the assembler, which keeps to branches, doesn't wait for the sums before the softmax.
                 if (n + 1 < num) wait_for_keys(taken + 1);
                 wgmma_wait<0>();
@@ -745,7 +705,7 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     // The other queue's kernel reads nothing that this one writes: it takes multiprocessors as they become free.
     follow_the_kernel_before();
     Operands o = {};
-    o.q = q, o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials;
+    o.q = q, o.v_cache = reinterpret_cast<const KV_T*>(v_cache), o.block_tables = block_tables, o.list = list, o.counters = counters, o.partials = partials;
     o.out = {out, {out_scales, out_factor, out_stride}, out_form};
     o.num_rows = num_rows, o.num_kv_heads = num_kv_heads, o.group = group, o.num_blocks = num_blocks;
     o.num_seqs = num_seqs, o.max_blocks = max_blocks, o.max_items = max_items, o.max_slots = max_slots;
@@ -753,16 +713,18 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     u8_t* const shared = unaligned + (-shared_address(unaligned) & 1023);
     const Tiles tiles = {shared, shared_address(shared)};
     if (threadIdx.x == 0) {
-        const u32_t producers = KV_F8 ? 128 : 1;
         for (int i = 0; i < 2; ++i) {
             mbarrier_init(bar(places.work_full[i]), 1);
-            mbarrier_init(bar(places.q_full[i]), KV_F8 ? 128 : 96);
+            mbarrier_init(bar(places.q_full[i]), QUERY_THREADS + (KV_F8 ? 128 : 0));
             mbarrier_init(bar(places.q_empty[i]), NUM_WARPS);
-            mbarrier_init(bar(places.k_full[i]), producers);
-            mbarrier_init(bar(places.v_full[i]), producers);
+            mbarrier_init(bar(places.k_full[i]), 1);
             mbarrier_init(bar(places.k_empty[i]), NUM_WARPS);
+            mbarrier_init(bar(places.v_full[i]), KV_F8 ? 128 : 1);
             mbarrier_init(bar(places.v_empty[i]), NUM_WARPS);
+#if KV_F8
             mbarrier_init(bar(places.raw_full[i]), 1);
+            mbarrier_init(bar(places.raw_empty[i]), 128);
+#endif
         }
         mbarrier_init_fence();
     }
@@ -771,17 +733,14 @@ extern "C" __global__ void __launch_bounds__(PREFILL_THREADS, 1)
     const int warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0);
     if (warp >= NUM_WARPS) {
         lower_registers<PRODUCER_REGISTERS>();
-#if KV_F8
-        if (warp < NUM_WARPS + 4) {
-            produce<false>(o, k_cache, places, tiles);
-        } else {
-            produce<true>(o, v_cache, places, tiles);
-        }
-#else
         if (warp == NUM_WARPS) {
-            produce_keys(o, k_map, v_map, reinterpret_cast<const bf16_t*>(v_cache), places, tiles);
-        } else {
+            produce_keys(o, k_map, v_map, places, tiles);
+        } else if (warp < NUM_WARPS + 4) {
             produce_queries(o, places, tiles);
+        }
+#if KV_F8
+        else {
+            widen_values(places, tiles);
         }
 #endif
     } else {

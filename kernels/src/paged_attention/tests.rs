@@ -139,12 +139,31 @@ fn rows_are_rounded_to_fp8(device: &Device) {
     }
 }
 
+/// 2^-12 to 2^12 of what others have, each head of its own.
+fn a_query_of_any_size_is_taken(device: &Device) {
+    for cache in [DType::BF16, DType::F8E4M3] {
+        let mut problem = Problem::new(device, Kind { head_dim: 128, cache, ..kind(device) }, &[150, 3]);
+        let row = problem.row();
+        for (i, q) in problem.sequences[0].q.chunks_mut(row).enumerate() {
+            let sizes = (0..).map(|head| f32::from_bits(((i + 5 * head) as u32 % 25 + 115) << 23));
+            q.chunks_mut(128).zip(sizes).for_each(|(q, size)| q.iter_mut().for_each(|x| *x *= size));
+        }
+        problem.scale /= 4096.0;
+        problem.check(device);
+    }
+}
+
 fn a_scale_of_any_sign_is_taken(device: &Device) {
     for scale in [-0.3, 0.0, 1.0] {
-        let mut problem = Problem::new(device, kind(device), &[70, 1, 5]);
-        problem.scale = scale;
-        problem.check(device);
-        problem.check_step(device, &vec![(0, 69..70), (2, 3..5)]);
+        let whole = Kind { head_dim: 128, ..kind(device) };
+        for kind in [kind(device), whole, Kind { cache: DType::F8E4M3, ..whole }] {
+            let mut problem = Problem::new(device, kind, &[70, 1, 5]);
+            let row = problem.row();
+            problem.sequences[0].q[..row].fill(0.0);
+            problem.scale = scale;
+            problem.check(device);
+            problem.check_step(device, &vec![(0, 69..70), (2, 3..5)]);
+        }
     }
 }
 
@@ -211,6 +230,7 @@ device_tests!(cpu: [
     seventy_sequences_agree_with_float64,
     sequences_without_rows_are_passed_over,
     rows_are_rounded_to_fp8,
+    a_query_of_any_size_is_taken,
     a_scale_of_any_sign_is_taken,
     what_lies_beyond_the_context_does_not_matter,
 ]);

@@ -28,8 +28,8 @@ pub enum Swizzle {
 pub struct TensorMap([u64; 16]);
 
 impl TensorMap {
-    /// No map at all: for a kernel's variant that doesn't use its parameter.
-    pub const EMPTY: Self = Self([0; 16]);
+    /// No map at all.
+    pub(crate) const EMPTY: Self = Self([0; 16]);
 
     /// A map of a row-major matrix `[rows, columns]` (the view's last dimension is the columns) for tiles of
     /// `box_rows` by `box_columns`. Elements beyond the matrix read as zeros. The map holds the address: it must not be
