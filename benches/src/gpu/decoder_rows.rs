@@ -53,7 +53,7 @@ pub(super) fn rms_norm(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
     }
     let stream = bench.device.stream().clone();
     let (mut residuals, adds) = (bench.rotation(&[n, HIDDEN])?, bench.rotation(&[n, HIDDEN])?);
-    let weight = bench.random(&[HIDDEN])?;
+    let weights = bench.layer_weights(HIDDEN)?;
     let mut outs = bench.rotation(&[n, HIDDEN])?;
     bench.time(op, &shape, Cost::of_bytes(4 * n * HIDDEN * BF16), |i| {
         let args = AddNorm {
@@ -61,7 +61,7 @@ pub(super) fn rms_norm(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
             add: Some(adds.view(i)?),
             add_scales: None,
             extra: None,
-            weight: weight.view(),
+            weight: weights.view(i)?,
             bias: None,
             kind: NormKind::Rms,
             eps: EPS,
@@ -95,18 +95,18 @@ pub(super) fn rms_norm_f8(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
     }
     let stream = bench.device.stream().clone();
     let (mut residuals, adds) = (bench.rotation(&[n, HIDDEN])?, bench.rotation(&[n, HIDDEN])?);
-    let weight = bench.random(&[HIDDEN])?;
+    let weights = bench.layer_weights(HIDDEN)?;
     let mut outs = bench.f8_rotation(&[n, HIDDEN])?;
-    let (rows, columns) = (ones(bench, n)?, ones(bench, HIDDEN)?);
+    let (rows, columns) = (ones(bench, n)?, bench.layer_scales(HIDDEN)?);
     let mut scales = bench.scratch(DType::F32, &[n])?;
     let bytes = n * HIDDEN * (3 * BF16 + 1) + 8 * n;
     bench.time(op, &shape, Cost::of_bytes(bytes), |i| {
         let args = AddNorm {
             residual: residuals.view_mut(i)?,
             add: Some(adds.view(i)?),
-            add_scales: Some(Scales { rows: Some(rows.view()), columns: columns.view() }),
+            add_scales: Some(Scales { rows: Some(rows.view()), columns: columns.view(i)? }),
             extra: None,
-            weight: weight.view(),
+            weight: weights.view(i)?,
             bias: None,
             kind: NormKind::Rms,
             eps: EPS,
@@ -127,13 +127,13 @@ pub(super) fn silu_f8(bench: &mut Bench, n: usize) -> anyhow::Result<()> {
     let stream = bench.device.stream().clone();
     let gate_ups = bench.rotation(&[n, 2 * INNER])?;
     let mut outs = bench.f8_rotation(&[n, INNER])?;
-    let (rows, columns) = (ones(bench, n)?, ones(bench, 2 * INNER)?);
+    let (rows, columns) = (ones(bench, n)?, bench.layer_scales(2 * INNER)?);
     let mut scales = bench.scratch(DType::F32, &[n])?;
     let mut group_scales = bench.scratch(DType::F32, &[INNER / GROUP, group_stride(n)])?;
     let cost = Cost::of_bytes(n * INNER * (2 * BF16 + 1));
     bench.time(ops[0], &shape, cost, |i| {
         let (gate_up, out) = (gate_ups.view(i)?, outs.view_mut(i)?);
-        let by_row = Scales { rows: Some(rows.view()), columns: columns.view() };
+        let by_row = Scales { rows: Some(rows.view()), columns: columns.view(i)? };
         let quantize = Some(Quantize::PerRow(scales.view_mut()?));
         Ok(gated(&stream, Gated { gate_up, scales: Some(by_row), kind: Activation::Silu, quantize, out })?)
     })?;
@@ -162,8 +162,8 @@ pub(super) fn rotary(bench: &mut Bench, n: usize, kv: DType) -> anyhow::Result<(
     let layout = KvLayout { dtype: kv, ..LAYOUT };
     let caches = || if is_f8 { bench.f8_rotation(&cache) } else { bench.rotation(&cache) };
     let (mut k_caches, mut v_caches) = (caches()?, caches()?);
-    let (scale_rows, scale_columns) = (ones(bench, n)?, ones(bench, QKV)?);
-    let weight = bench.random(&[HEAD_DIM])?;
+    let (scale_rows, scale_columns) = (ones(bench, n)?, bench.layer_scales(QKV)?);
+    let weights = bench.layer_weights(HEAD_DIM)?;
     let pairs = HEAD_DIM / 2;
     let table = |f: fn(f32) -> f32| {
         let values: Vec<f32> = (0..n * pairs).map(|i| f(i as f32)).collect();
@@ -179,11 +179,12 @@ pub(super) fn rotary(bench: &mut Bench, n: usize, kv: DType) -> anyhow::Result<(
     let stored = HEADS * HEAD_DIM * BF16 + 2 * KV_HEADS * HEAD_DIM * kv.size_bytes();
     let bytes = n * (QKV * BF16 + stored + HEAD_DIM * 4 + 3 * 4 + 8);
     bench.time(op, &shape, Cost::of_bytes(bytes), |i| {
+        let scales = Scales { rows: Some(scale_rows.view()), columns: scale_columns.view(i)? };
         let args = QkNormRope {
             qkv: qkvs.view(i)?,
-            scales: is_f8.then(|| Scales { rows: Some(scale_rows.view()), columns: scale_columns.view() }),
+            scales: is_f8.then_some(scales),
             bias: None,
-            norm: Some(QkNorm { q_weight: weight.view(), k_weight: weight.view(), eps: EPS }),
+            norm: Some(QkNorm { q_weight: weights.view(i)?, k_weight: weights.view(i)?, eps: EPS }),
             rope: Mrope { positions: positions.view(), cos: cos.view(), sin: sin.view(), axis_of_pair: axes.view() },
             slot_mapping: slots.view(),
             layout,

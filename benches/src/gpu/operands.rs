@@ -7,6 +7,8 @@ use super::Bench;
 
 /// Operands of operators that are bound by memory rotate over at least as much of it.
 pub(super) const ROTATION_BYTES: usize = 256 << 20;
+/// The decoder's layers.
+const LAYERS: usize = 36;
 /// Where the random numbers start; any would do.
 const SEED: u64 = 0x5EED;
 
@@ -65,6 +67,17 @@ impl Bench {
         let fill = UniformFill { state, offset: 0.0, scale: 1.0, rows: 1, row_len: len, placed_len: len };
         self.cuda()?.fill_uniform(fill, tensor.view_mut()?)?;
         Ok(tensor)
+    }
+
+    /// What every layer has of its own, and hence another one in each call, whether or not rows are the same: random bf16 weights.
+    pub(super) fn layer_weights(&self, len: usize) -> anyhow::Result<Rotation> {
+        Ok(Rotation { tensor: self.random(&[LAYERS * len])?, dims: vec![len], num_turns: LAYERS })
+    }
+
+    /// The same, scales of 1.
+    pub(super) fn layer_scales(&self, len: usize) -> anyhow::Result<Rotation> {
+        let tensor = Tensor::from_slice(&self.device, &vec![1.0_f32; LAYERS * len], &[LAYERS * len])?;
+        Ok(Rotation { tensor, dims: vec![len], num_turns: LAYERS })
     }
 
     /// Zeros, to be written to or to be used as scratch.

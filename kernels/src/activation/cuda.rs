@@ -5,12 +5,15 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 
 use super::{ACTIVATE, Activate, Activation, GATED, Gated};
 use crate::OpError;
-use crate::cuda::{CLUSTER, CLUSTER_CAPABILITY, PRELUDE, QUANTIZE, distinct, following};
+use crate::cuda::{CLUSTER, CLUSTER_CAPABILITY, MBARRIER, PRELUDE, QUANTIZE, distinct, following};
 use crate::packs::{Operand, WARP, blocks, pack_len};
 use crate::quantize::{Form, GROUP, check_group_pack, quantize_params, scale_params};
 
-static SOURCE: KernelSource =
-    KernelSource { name: "activation", text: include_str!("kernel.cu"), headers: &[PRELUDE, QUANTIZE, CLUSTER] };
+static SOURCE: KernelSource = KernelSource {
+    name: "activation",
+    text: include_str!("kernel.cu"),
+    headers: &[PRELUDE, QUANTIZE, MBARRIER, CLUSTER],
+};
 
 /// `THREADS` of the kernels.
 const THREADS: usize = 256;
@@ -73,7 +76,7 @@ struct Split {
 /// The most rows that clusters take one by one: with more, the card is busy anyway.
 const MAX_SINGLE_ROWS: usize = 32;
 
-/// The most rows that clusters take. With more, a cluster's barrier costs more than it brings.
+/// The most rows that clusters take. With more, waiting for the other blocks costs more than it brings.
 const MAX_SPLIT_ROWS: usize = 256;
 
 impl Split {

@@ -9,7 +9,8 @@
 // again (HELD 0); what comes there is multiplied pack by pack, while the rest is on its way. In `gated_split` (sm_90), for steps of
 // up to some hundred rows, a cluster of SPLIT blocks takes ROWS of them, PACKS_EACH packs of each to a thread. Scales of columns are
 // twice the bytes of a row: several rows share what is read of them, from the cache.
-// Where a row's largest value is asked for, the factors' own scale is left to the end: it cancels in what is stored.
+// The square of a row's scale is left to the end: where a largest value is asked for, it cancels in what is stored. (Elsewhere it is 0
+// for scales below 2^-74.)
 //
 // Grid: [ceil(packs / packs per block)], blocks of 256; of `gated_row` [n], 4 bytes of shared memory for each of a row's elements with
 // HELD; of `gated_split` [SPLIT * ceil(n / ROWS)], PER_SM blocks of which a multiprocessor has room for.
@@ -20,20 +21,23 @@
 
 #define PACKS 2
 
-// x sigmoid(y). The quotient is within 2 ulp; the divisor is 1 at least, and where it is too large for the quick
+// x sigmoid(-y / log2(e)). The quotient is within 2 ulp; the divisor is 1 at least, and where it is too large for the quick
 // division (above 2^126) the result is 0 as its limit is.
-__device__ __forceinline__ float times_sigmoid(float x, float y) { return __fdividef(x, 1.0f + ex2(-y * LOG2_E)); }
+__device__ __forceinline__ float times_sigmoid(float x, float y) { return __fdividef(x, 1.0f + ex2(y)); }
 
-__device__ __forceinline__ float act(float x) {
+// act(x * scale) / scale.
+__device__ __forceinline__ float act(float x, float scale) {
 #if KIND == 0
-    return times_sigmoid(x, x);
+    return times_sigmoid(x, x * (scale * -LOG2_E));
 #elif KIND == 1
     // By erfc, which keeps its precision in the negative tail.
-    return 0.5f * x * erfcf(x * -0.70710678118654752f);
+    return 0.5f * x * erfcf(x * (scale * -0.70710678118654752f));
 #elif KIND == 2
-    return times_sigmoid(x, 2.0f * 0.7978845608028654f * (x + 0.044715f * x * x * x));
+    const float scaled = x * scale;
+    const float u = 0.7978845608028654f * (scaled + 0.044715f * scaled * scaled * scaled);
+    return times_sigmoid(x, u * (-2.0f * LOG2_E));
 #else
-    return times_sigmoid(x, 1.702f * x);
+    return times_sigmoid(x, x * (scale * (-1.702f * LOG2_E)));
 #endif
 }
 
@@ -53,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const u32_t pack = first + i * THREADS;
         Pack<OUT_T, VEC> y;
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) y.set(e, act(in[i][e]));
+        for (int e = 0; e < VEC; ++e) y.set(e, act(in[i][e], 1.0f));
         if (pack < (u32_t)num_packs) store_pack(out + (u64_t)pack * VEC, y);
     }
 }
@@ -79,15 +83,16 @@ struct Pair {
         gate = load_pack<VEC>(from);
         up = load_pack<VEC>(from + width);
     }
-    // What `gate` and `up` of a row are multiplied by, beside their columns' factors.
-    __device__ __forceinline__ void multiply(const Factors& by, float gate_row, float up_row, float (&y)[VEC]) {
+    // To be multiplied by the square of `by_row` still.
+    __device__ __forceinline__ void multiply(const Factors& by, float by_row, float (&y)[VEC]) {
+#pragma unroll
+        for (int e = 0; e < VEC; ++e) {
 #if SCALED
-#pragma unroll
-        for (int e = 0; e < VEC; ++e) y[e] = act(gate[e] * gate_row * by.gates[e]) * (up[e] * up_row * by.ups[e]);
+            y[e] = act(gate[e] * by.gates[e], by_row) * (up[e] * by.ups[e]);
 #else
-#pragma unroll
-        for (int e = 0; e < VEC; ++e) y[e] = act(gate[e]) * up[e];
+            y[e] = act(gate[e], 1.0f) * up[e];
 #endif
+        }
     }
 };
 
@@ -96,24 +101,27 @@ struct Pair {
 extern "C" __global__ void __launch_bounds__(THREADS)
     gated(const X_T* gate_up, const f32_t* rows, const f32_t* __restrict__ columns, OUT_T* out, f32_t* out_scales,
           float out_factor, int out_stride, int num_packs, int packs_per_row) {
-    follow_the_kernel_before();
     const u32_t pack = blockIdx.x * THREADS + threadIdx.x;
     const bool exists = pack < (u32_t)num_packs;  // every lane stays for the shuffles
+    // A division by what isn't known beforehand is long: ahead of the wait.
     const u32_t row = pack / (u32_t)packs_per_row, column = (pack - row * packs_per_row) * VEC;
+    follow_the_kernel_before();
     const int width = packs_per_row * VEC;
     const ScaledBy by = {rows, columns};
-    float y[VEC] = {};
+    float y[VEC] = {}, by_row = 1.0f;
     if (exists) {
         Pair pair;
         pair.load(gate_up + ((u64_t)pack + (u64_t)row * packs_per_row) * VEC, width);
-        const float by_row = SCALED ? row_factor(by, row) : 1.0f;
-        pair.multiply(Factors::load(by, column, width), by_row, by_row, y);
+        if (SCALED) by_row = row_factor(by, row);
+        pair.multiply(Factors::load(by, column, width), by_row, y);
     }
-    float factor = QUANTIZE == TO_FLOAT ? 1.0f : out_factor;
+    float factor = (QUANTIZE == TO_FLOAT ? 1.0f : out_factor) * (by_row * by_row);
 #if QUANTIZE == TO_F8_GROUP
     static_assert(VEC * 16 == F8_GROUP, "16 lanes hold a group, as rows are whole groups");
     const float top = group_max(magnitude_of(y));
-    if (exists && column % F8_GROUP == 0) out_scales[(u64_t)(column / F8_GROUP) * out_stride + row] = top / F8_MAX;
+    if (exists && column % F8_GROUP == 0) {
+        out_scales[(u64_t)(column / F8_GROUP) * out_stride + row] = f8_scale(top * by_row * by_row);
+    }
     factor = f8_factor(top);
 #endif
     if (exists) store_scaled(out + (u64_t)pack * VEC, y, factor);
@@ -167,11 +175,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         if (at < width) {
             Pair pair;
             pair.load(from + at, width);
-            pair.multiply(Factors::load(by, at, width), by_row, by_row, y);
+            pair.multiply(Factors::load(by, at, width), by_row, y);
         }
         const float top = group_max(magnitude_of(y));
         if (at >= width) continue;
-        if (at % F8_GROUP == 0) out_scales[(u64_t)(at / F8_GROUP) * out_stride + row] = top / F8_MAX;
+        if (at % F8_GROUP == 0) out_scales[(u64_t)(at / F8_GROUP) * out_stride + row] = f8_scale(top * by_row * by_row);
         store_scaled(to + at, y, f8_factor(top));
     }
 #else
@@ -199,16 +207,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
             cp_async_wait<0>();
         }
         places.load(pair, at);
-        pair.multiply(Factors::load(by, at, width), by_row, 1.0f, y);
+        pair.multiply(Factors::load(by, at, width), by_row, y);
         places.put(at, y);
 #else
         pair.load(from + at, width);
-        pair.multiply(Factors::load(by, at, width), by_row, 1.0f, y);
+        pair.multiply(Factors::load(by, at, width), by_row, y);
 #endif
         top = fmaxf(top, magnitude_of(y));
     }
     top = row_max<THREADS>(top);
-    if (threadIdx.x == 0) out_scales[row] = top * by_row / F8_MAX;
+    if (threadIdx.x == 0) out_scales[row] = f8_scale(top * by_row * by_row);
     const float factor = f8_factor(top);
     for (int at = start; at < width; at += step) {
         float y[VEC];
@@ -217,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 #else
         Pair pair;
         pair.load(from + at, width);
-        pair.multiply(Factors::load(by, at, width), by_row, 1.0f, y);
+        pair.multiply(Factors::load(by, at, width), by_row, y);
 #endif
         store_scaled(to + at, y, factor);
     }
@@ -226,26 +234,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
 
 #else
 
+// Each warp of a cluster tells each block its maxima, row by row.
+#define CLUSTER_WARPS (THREADS / 32 * SPLIT)
+typedef Mail<ROWS * CLUSTER_WARPS> Maxima;
+
 // The maxima over the threads of a cluster.
-__device__ __forceinline__ void cluster_max(float (&x)[ROWS], u32_t rank) {
-    constexpr int WARPS = THREADS / 32, ALL = WARPS * SPLIT;
-    __shared__ float partial[ROWS][ALL];
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+__device__ __forceinline__ void cluster_max(float (&x)[ROWS], Maxima& maxima, u32_t rank) {
+    const int lane = threadIdx.x & 31, warp = rank * (THREADS / 32) + (threadIdx.x >> 5);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) x[r] = warp_max_magnitude(x[r]);
     // Every block of the cluster runs by now.
     cluster_wait();
     if (lane < SPLIT) {
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) store_to_block(shared_address(&partial[r][rank * WARPS + warp]), (u32_t)lane, x[r]);
+        for (int r = 0; r < ROWS; ++r) maxima.send(r * CLUSTER_WARPS + warp, (u32_t)lane, x[r]);
     }
-    cluster_arrive();
-    cluster_wait();
+    maxima.receive();
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         x[r] = 0.0f;
 #pragma unroll
-        for (int i = 0; i < ALL; i += 32) x[r] = fmaxf(x[r], i + lane < ALL ? partial[r][i + lane] : 0.0f);
+        for (int i = lane; i < CLUSTER_WARPS; i += 32) x[r] = fmaxf(x[r], maxima.numbers[r * CLUSTER_WARPS + i]);
         x[r] = warp_max_magnitude(x[r]);
     }
 }
@@ -259,6 +268,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM)
     // Beyond the last of either, packs and rows are the last again.
     const auto place = [&](int p) { return min(start + p * (THREADS * VEC), width - VEC); };
     const auto row_at = [&](int r) { return min(first_row + r, n - 1u); };
+    __shared__ Maxima maxima;
+    if (threadIdx.x == 0) maxima.open();
+    __syncwarp();
     cluster_arrive();
     follow_the_kernel_before();
     Pair pairs[PACKS_EACH][ROWS];
@@ -276,16 +288,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM)
         const Factors factors = Factors::load(by, place(p), width);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            pairs[p][r].multiply(factors, by_row[r], 1.0f, y[p][r]);
+            pairs[p][r].multiply(factors, by_row[r], y[p][r]);
             top[r] = fmaxf(top[r], magnitude_of(y[p][r]));
         }
     }
-    cluster_max(top, rank);
+    cluster_max(top, maxima, rank);
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
         const u32_t row = first_row + r;
         if (row >= (u32_t)n) break;
-        if (start == 0) out_scales[row] = top[r] * by_row[r] / F8_MAX;
+        if (start == 0) out_scales[row] = f8_scale(top[r] * by_row[r] * by_row[r]);
         const float factor = f8_factor(top[r]);
 #pragma unroll
         for (int p = 0; p < PACKS_EACH; ++p) {

@@ -241,7 +241,7 @@ extern "C" __global__ void BOUNDS
     row_sum_and_max(squares, top);
     const float scale = rsqrtf(squares * inverse_d + eps);
     top *= scale;
-    if (thread == 0) out_scales[i] = top / F8_MAX;
+    if (thread == 0) out_scales[i] = f8_scale(top);
     const float factor = f8_factor(top);
 #else
     const float scale = rsqrtf(row_sum(squares) * inverse_d + eps);
