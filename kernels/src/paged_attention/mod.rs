@@ -36,15 +36,15 @@
 //! weights become f16 for it, and queries in `kernel.cu`, where f16 holds every bf16 between 2^-14 and 65504 in size
 //! exactly (larger ones saturate). `prefill_sm90.cu` multiplies FP8 keys as they are, by a head's query that is the sum of
 //! two rows of FP8 numbers, times a power of two: exact, but for elements below 2^-9 of its largest one, which are off by
-//! up to 2^-17 of that. The sums of such products are no float32: they keep some 13 bits of the largest of them, and so
-//! may a score be off by a thousandth of that one.
+//! up to 2^-17 of that. The sums of such products are no float32: they keep some 13 bits of the largest of them, so that
+//! a score of 50 may be off by some hundredths; that its keys were rounded to FP8 has moved it by tenths.
 //!
-//! On CUDA scores (but those), maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their way into the
-//! product with the values (their total is not): an output is off by 2^-8 of the weighted sum of its values' magnitudes
-//! at most, before it is rounded. Keys are summed in an order that depends on the list, hence on the batch and the
-//! card, but not on timing: the same step gives the same bits. Keys beyond a sequence's context may be NaN; a key
-//! inside of it that only later rows see may not. Lengths and blocks are read on the device: what they name outside of
-//! the operands is neither read nor written, and rows of no sequence keep what `out` held.
+//! On CUDA scores (but those), maxima and sums are float32, but the unnormalised weights are rounded to bf16 on their
+//! way into the product with the values (their total is not): an output is off by 2^-8 of the weighted sum of its
+//! values' magnitudes at most, before it is rounded. Keys are summed in an order that depends on the list, hence on the
+//! batch and the card, but not on timing: the same step gives the same bits. Keys beyond a sequence's context may be
+//! NaN; a key inside of it that only later rows see may not. Lengths and blocks are read on the device: what they name
+//! outside of the operands is neither read nor written, and rows of no sequence keep what `out` held.
 //!
 //! # Source
 //! `Qwen3VLTextAttention.forward` and `eager_attention_forward` (`models/qwen3_vl/modeling_qwen3_vl.py`, transformers
