@@ -54,6 +54,7 @@ __device__ __forceinline__ void copy_box(u32_t to, const TensorMap& map, int col
                  "l"(&map), "r"(column), "r"(row), "r"(barrier)
                  : "memory");
 }
+
 // ---- tiles and their descriptors ----
 
 // Bytes from a tile's begin to a 16-byte chunk (of the tile's row) where columns have ROWS rows.
