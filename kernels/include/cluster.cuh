@@ -46,8 +46,7 @@ template <int N> struct Mail {
     // Waits until all N are here. Nobody writes to the block after that: it may end.
     __device__ __forceinline__ void receive() {
 #if __CUDA_ARCH__ >= 900
-        while (!mbarrier_try_wait_cluster(shared_address(&barrier), 0)) {
-        }
+        mbarrier_wait<true>(shared_address(&barrier), 0);
 #endif
     }
 };

@@ -102,42 +102,42 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
 #define WGMMA_SUMS_32(i) WGMMA_SUMS_8(i), WGMMA_SUMS_8(i + 8), WGMMA_SUMS_8(i + 16), WGMMA_SUMS_8(i + 24)
 #define WGMMA_SUMS_64 WGMMA_SUMS_32(0), WGMMA_SUMS_32(32)
 
-// `layouts`: of 16-bit elements, whether the operands in shared memory are MN-major.
-#define WGMMA_SHARED(shape, type, layouts) \
+// `step`: elements of 32 bytes; `layouts`: of 16-bit ones, that both operands are K-major.
+#define WGMMA_SHARED(step, type, layouts) \
     asm volatile("{\n" \
                  ".reg .pred p;\n" \
                  "setp.ne.b32 p, %66, 0;\n" \
-                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" WGMMA_NAMES_64 \
+                 "wgmma.mma_async.sync.aligned.m64n128k" step ".f32." type "." type " {" WGMMA_NAMES_64 \
                  "}, %64, %65, p, 1, 1" layouts ";\n" \
                  "}" \
                  : WGMMA_SUMS_64 \
                  : "l"(a), "l"(b), "r"((int)accumulates))
-#define WGMMA_REGISTERS(shape, type, layouts) \
+#define WGMMA_REGISTERS(type) \
     asm volatile("{\n" \
                  ".reg .pred p;\n" \
                  "setp.ne.b32 p, %69, 0;\n" \
-                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" WGMMA_NAMES_64 \
-                 "}, {%64, %65, %66, %67}, %68, p, 1, 1" layouts ";\n" \
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " {" WGMMA_NAMES_64 \
+                 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n" \
                  "}" \
                  : WGMMA_SUMS_64 \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((int)accumulates))
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
 // Both operands from shared memory, K-major; elements bf16, or e4m3, of which a step of the sum is 32.
 template <bool IS_F8>
 __device__ __forceinline__ void wgmma_shared(float (&d)[64], u64_t a, u64_t b, bool accumulates) {
     if constexpr (IS_F8) {
-        WGMMA_SHARED("m64n128k32", "e4m3", "");
+        WGMMA_SHARED("32", "e4m3", "");
     } else {
-        WGMMA_SHARED("m64n128k16", "bf16", ", 0, 0");
+        WGMMA_SHARED("16", "bf16", ", 0, 0");
     }
 }
 
-// The left operand from registers, as `mma`'s lies in the 16 rows of each warp, the right one MN-major; elements bf16 or f16.
-template <bool IS_F16>
-__device__ __forceinline__ void wgmma_registers(float (&d)[64], const u32_t (&a)[4], u64_t b, bool accumulates) {
+// The left operand from registers, as `mma`'s lies in the 16 rows of each warp, the right one MN-major; elements bf16 or f16. Adds
+// to what `d` holds.
+template <bool IS_F16> __device__ __forceinline__ void wgmma_registers(float (&d)[64], const u32_t (&a)[4], u64_t b) {
     if constexpr (IS_F16) {
-        WGMMA_REGISTERS("m64n128k16", "f16", ", 1");
+        WGMMA_REGISTERS("f16");
     } else {
-        WGMMA_REGISTERS("m64n128k16", "bf16", ", 1");
+        WGMMA_REGISTERS("bf16");
     }
 }

@@ -37,24 +37,28 @@ __device__ __forceinline__ bool mbarrier_try_wait(u32_t barrier, u32_t parity) {
 }
 // Doesn't wait.
 __device__ __forceinline__ bool mbarrier_test(u32_t barrier, u32_t parity) { MBARRIER_IS_OVER(test_wait.parity); }
-// May wait, and what other blocks of the cluster have brought is seen after a yes.
+// As `mbarrier_try_wait`, and what other blocks of the cluster have brought is seen after a yes.
 __device__ __forceinline__ bool mbarrier_try_wait_cluster(u32_t barrier, u32_t parity) {
     MBARRIER_IS_OVER(try_wait.parity.acquire.cluster);
 }
 #undef MBARRIER_IS_OVER
 // Waits for the end of the phase of this parity; the phase before a fresh barrier's first has parity 1 and is over.
+// OF_CLUSTER: what other blocks have brought is seen then, too.
 // With WAIT_LIMIT_NS, for debugging, gives up after so many nanoseconds by a trap.
-__device__ __forceinline__ void mbarrier_wait(u32_t barrier, u32_t parity) {
+template <bool OF_CLUSTER = false> __device__ __forceinline__ void mbarrier_wait(u32_t barrier, u32_t parity) {
+    const auto is_over = [&] {
+        return OF_CLUSTER ? mbarrier_try_wait_cluster(barrier, parity) : mbarrier_try_wait(barrier, parity);
+    };
 #ifdef WAIT_LIMIT_NS
-    if (mbarrier_try_wait(barrier, parity)) return;
+    if (is_over()) return;
     u64_t start, now;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
-    while (!mbarrier_try_wait(barrier, parity)) {
+    while (!is_over()) {
         asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
         if (now - start > WAIT_LIMIT_NS) asm volatile("trap;");
     }
 #else
-    while (!mbarrier_try_wait(barrier, parity)) {
+    while (!is_over()) {
     }
 #endif
 }

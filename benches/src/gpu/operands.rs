@@ -4,11 +4,10 @@ use foveal_device::{DType, DeviceError, Element, Tensor, UniformFill, View, View
 use foveal_kernels::quantize::{Quantize, QuantizeRows, quantize};
 
 use super::Bench;
+use super::shapes::LAYERS;
 
 /// Operands of operators that are bound by memory rotate over at least as much of it.
 pub(super) const ROTATION_BYTES: usize = 256 << 20;
-/// The decoder's layers.
-const LAYERS: usize = 36;
 /// Where the random numbers start; any would do.
 const SEED: u64 = 0x5EED;
 

@@ -3,6 +3,7 @@
 use foveal_device::DType;
 use foveal_kernels::KvLayout;
 
+pub(super) const LAYERS: usize = 36;
 pub(super) const HIDDEN: usize = 4096;
 pub(super) const HEADS: usize = 32;
 pub(super) const KV_HEADS: usize = 8;

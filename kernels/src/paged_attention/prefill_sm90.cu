@@ -203,13 +203,12 @@ __device__ __forceinline__ bool is_free(const Places& places, int turn) {
 // Sixteen neighbours of a row of queries as sums of two FP8 numbers: `high`, and `low` what those leave. `scale`, a power of two,
 // takes the row's largest magnitude to 128 or more, so that all bits of a bf16 number are kept which isn't below 2^-9 of it, and of a
 // smaller one those above 2^-17 of it.
-__device__ __forceinline__ void split_queries(const uint4 (&x)[2], float scale, uint4& high, uint4& low) {
-    const auto number = [&](int i) { return bf16_of((&x[i / 8].x)[i / 2 % 4], i % 2) * scale; };
+__device__ __forceinline__ void split_queries(const float (&x)[16], float scale, uint4& high, uint4& low) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         float y[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) y[e] = number(i * 4 + e);
+        for (int e = 0; e < 4; ++e) y[e] = x[i * 4 + e] * scale;
         const u32_t kept = pack_f8x4(y[0], y[1], y[2], y[3]);
         u32_t wide[2];
         widen_f8x4(kept, wide[0], wide[1]);
@@ -218,17 +217,6 @@ __device__ __forceinline__ void split_queries(const uint4 (&x)[2], float scale, 
         (&high.x)[i] = kept;
         (&low.x)[i] = pack_f8x4(y[0], y[1], y[2], y[3]);
     }
-}
-
-// Their largest magnitude.
-__device__ __forceinline__ float largest(const uint4 (&x)[2]) {
-    float top = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const u32_t pair = (&x[i / 4].x)[i % 4];
-        top = fmaxf(top, fmaxf(fabsf(bf16_of(pair, 0)), fabsf(bf16_of(pair, 1))));
-    }
-    return top;
 }
 #endif
 
@@ -252,14 +240,17 @@ __device__ __forceinline__ void load_queries(const Operands& o, Places& places, 
             x[c].x ^= o.flip, x[c].y ^= o.flip, x[c].z ^= o.flip, x[c].w ^= o.flip;
         }
 #if KV_F8
-        float top = largest(x);
+        float numbers[16];
+#pragma unroll
+        for (int i = 0; i < 16; ++i) numbers[i] = bf16_of((&x[i / 8].x)[i / 2 % 4], i % 2);
+        float top = magnitude_of(numbers);
 #pragma unroll
         for (int offset = LANES / 2; offset > 0; offset >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
         // The power of two below `top`, so that neither it nor its inverse leaves the normal numbers; infinities saturate.
         const u32_t power = min(max(__float_as_uint(top) & 0x7f800000u, 8u << 23), 254u << 23);
         if (lane == 0) places.q_factors[place][row] = __uint_as_float(power) / 128.0f;
         uint4 high, low;
-        split_queries(x, __uint_as_float(((2u * 127u + 7u) << 23) - power), high, low);
+        split_queries(numbers, __uint_as_float(((2u * 127u + 7u) << 23) - power), high, low);
         *reinterpret_cast<uint4*>(to + swizzled<TILE_ROWS>(row, lane)) = low;
         *reinterpret_cast<uint4*>(to + swizzled<TILE_ROWS>(row, LANES + lane)) = high;
 #else
@@ -504,7 +495,7 @@ template <int KEYS>
 __device__ __forceinline__ void begin_sums(float (&sums)[LANE_SUMS], const u32_t (&p)[BLOCK_N / 16][4], u64_t values) {
 #pragma unroll
     for (int step = 0; step < KEYS / 16; ++step) {
-        wgmma_registers<KV_F8>(sums, p[step], values + step * (16 * 128 / 16), true);
+        wgmma_registers<KV_F8>(sums, p[step], values + step * (16 * 128 / 16));
     }
     wgmma_commit();
 }
