@@ -225,8 +225,8 @@ impl BenchConfig {
 }
 
 /// Refuses what can't be none of.
-pub(crate) fn at_least_one(options: &[(&str, usize)]) -> Result<(), UsageError> {
-    match options.iter().find(|(_, value)| *value == 0) {
+pub(crate) fn at_least_one<N: Default + PartialEq>(options: &[(&str, N)]) -> Result<(), UsageError> {
+    match options.iter().find(|(_, value)| *value == N::default()) {
         Some((option, _)) => Err(UsageError::new(format!("{option} is 0; it must be at least 1"))),
         None => Ok(()),
     }
@@ -324,11 +324,7 @@ pub(crate) fn options(raw: RawMachine) -> Result<ModelOptions, UsageError> {
         other => return Err(UsageError::new(format!("--load-format is `{other}`; use auto or dummy"))),
     };
     check_model_len(max_model_len)?;
-    for (option, pixels) in [("--min-pixels", min_pixels), ("--max-pixels", max_pixels)] {
-        if pixels == Some(0) {
-            return Err(UsageError::new(format!("{option} is 0; it must be at least 1")));
-        }
-    }
+    at_least_one(&[("--min-pixels", min_pixels.unwrap_or(1)), ("--max-pixels", max_pixels.unwrap_or(1))])?;
     if let (Some(min), Some(max)) = (min_pixels, max_pixels)
         && min > max
     {

@@ -42,6 +42,7 @@ impl ServeConfig {
             ("--max-body-bytes", media.max_body_bytes),
             ("--max-total-body-bytes", media.max_total_body_bytes),
         ])?;
+        at_least_one(&[("--read-timeout", raw.read_timeout), ("--media-timeout", media.media_timeout)])?;
         let share = scheduling.gpu_memory_utilization;
         check_memory_share(share)?;
         let limits = Limits {
@@ -57,7 +58,7 @@ impl ServeConfig {
             max_body_bytes: media.max_body_bytes,
             max_total_body_bytes: media.max_total_body_bytes,
             max_requests,
-            read_timeout: Duration::from_secs(raw.read_timeout.max(1)),
+            read_timeout: Duration::from_secs(raw.read_timeout),
             shutdown_timeout: Duration::from_secs(raw.shutdown_timeout),
             allowed_origins: raw.allowed_origins,
             page: !raw.no_page,
@@ -82,9 +83,6 @@ impl ServeConfig {
 }
 
 fn policy(media: RawMedia) -> Result<Policy, UsageError> {
-    if media.media_timeout == 0 {
-        return Err(UsageError::new("--media-timeout is 0; it must be at least 1"));
-    }
     let domains = media.allowed_media_domains.iter().map(|domain| domain.parse());
     Ok(Policy {
         allowed_media_domains: domains
@@ -135,7 +133,32 @@ fn max_images(text: &str) -> Result<usize, UsageError> {
 
 #[cfg(test)]
 mod tests {
-    use super::max_images;
+    use clap::Parser;
+
+    use super::{RawServe, ServeConfig, max_images};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        serve: RawServe,
+    }
+
+    #[test]
+    fn what_cant_be_none_is_refused_by_name() {
+        for option in [
+            "--max-num-seqs",
+            "--max-requests",
+            "--max-body-bytes",
+            "--read-timeout",
+            "--media-timeout",
+            "--max-pixels",
+        ] {
+            let config = |value| ServeConfig::new(Line::parse_from(["serve", option, value]).serve);
+            let error = config("0").unwrap_err();
+            assert!(error.to_string().starts_with(&format!("{option} is 0")), "{error}");
+            assert!(config("70000").is_ok(), "{option}");
+        }
+    }
 
     #[test]
     fn the_most_pictures_are_said_in_three_ways() {
