@@ -98,6 +98,7 @@ fn product(bench: &Bench) -> anyhow::Result<f64> {
         Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out: out.view_mut()? },
         &[],
     )?;
+    Bench::rest();
     let times = bench.cuda()?.time_calls(4, |_| {
         let out = out.view_mut()?;
         anyhow::Ok(linear(stream, Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out })?)

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use foveal_device::{CudaStream, Device, Times, probe};
@@ -17,6 +17,9 @@ use super::uploads::PausableUploads;
 const PINNED_BYTES: usize = 256 << 20;
 /// How long the calls that are recorded together should take at least: far longer than starting a replay.
 const REPLAY_US: f64 = 2000.0;
+/// How long the card rests before something is timed. Large products take it to its power limit, and its clock needs a tenth of a
+/// second to come back: what is timed after one would be slower by up to a fifth.
+const REST: Duration = Duration::from_millis(200);
 /// Runs that are timed on the host, after those that warm up.
 const HOST_RUNS: usize = 10;
 const WARM_UP_RUNS: usize = 2;
@@ -107,6 +110,7 @@ impl Bench {
     ) -> anyhow::Result<Times> {
         let num_calls = (REPLAY_US / self.ceilings.floor_us(cost).max(1.0)) as usize;
         let _pause = self.uploads.pause();
+        Self::rest();
         self.cuda()?.time_calls(num_calls.clamp(Self::MIN_CALLS, Self::MAX_CALLS), work)
     }
 
@@ -159,7 +163,13 @@ impl Bench {
     pub(crate) fn time_graph(&self, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Times> {
         pass()?;
         let _pause = self.uploads.pause();
+        Self::rest();
         self.cuda()?.time_calls(1, |_| pass())
+    }
+
+    /// Lets the card get its clock back.
+    pub(super) fn rest() {
+        std::thread::sleep(REST);
     }
 
     /// The page-locked memory that uploads go through.
@@ -169,6 +179,7 @@ impl Bench {
 
     /// How long it takes from the host's first call to the GPU's end.
     fn time_on_host(&self, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Times> {
+        Self::rest();
         let mut times = Vec::with_capacity(HOST_RUNS);
         for run in 0..WARM_UP_RUNS + HOST_RUNS {
             let start = Instant::now();
