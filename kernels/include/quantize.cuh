@@ -10,6 +10,7 @@
 #define TO_F8_FIXED 3  // all elements times a factor
 
 #define F8_MAX 448.0f
+#define F8_LEAST 1.5046328e-36f  // 2^-119: below, F8_MAX divided by it would be infinite
 #define F8_GROUP 128
 
 // Where scales go.
@@ -34,9 +35,10 @@ __device__ __forceinline__ float warp_max_magnitude(float x) {
 }
 
 // The scale of numbers of which this is the largest magnitude, within a unit in the last place; and the factor that takes it to
-// F8_MAX, to the nearest, since FP8 numbers that are rounded anew are often halfway between two others.
+// F8_MAX, to the nearest, since FP8 numbers that are rounded anew are often halfway between two others. Of numbers below F8_LEAST it
+// makes zeros.
 __device__ __forceinline__ float f8_scale(float top) { return top * (1.0f / F8_MAX); }
-__device__ __forceinline__ float f8_factor(float top) { return top > 0.0f ? F8_MAX / top : 0.0f; }
+__device__ __forceinline__ float f8_factor(float top) { return top >= F8_LEAST ? F8_MAX / top : 0.0f; }
 
 // The largest magnitude over the threads of a row: a warp, or a whole block.
 template <int ROW_THREADS> __device__ __forceinline__ float row_max(float x) {

@@ -104,10 +104,13 @@ impl<'a> QuantizedOut<'a> {
     }
 }
 
+/// 2^-119: the largest FP8 number divided by less would be infinite.
+const LEAST: f32 = 1.504_632_8e-36;
+
 /// Rounds values that share a scale, and gives it.
 fn round_scaled(values: &[f32], out: &mut [F8E4M3]) -> f32 {
     let top = values.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
-    let inverse = if top > 0.0 { F8E4M3::MAX / top } else { 0.0 };
+    let inverse = if top >= LEAST { F8E4M3::MAX / top } else { 0.0 };
     round_all(values, inverse, out);
     top / F8E4M3::MAX
 }

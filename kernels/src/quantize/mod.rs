@@ -9,7 +9,7 @@
 //!
 //! # Rounding
 //! `scale = max |x| / 448` over the row (or over 128 neighbours of it), `q = e4m3(x * (448 / max |x|))`, to nearest even
-//! and saturating. A row of zeros has scale 0. A NaN stays one, and a row with an infinity becomes NaN when it is scaled
+//! and saturating. A row of zeros has scale 0, and one of numbers below 2^-119 becomes zeros. A NaN stays one, and a row with an infinity becomes NaN when it is scaled
 //! back: nothing that is no number is lost.
 //!
 //! # Source

@@ -8,6 +8,7 @@ use crate::testing::{ACTIVATIONS, Quantized, SCHEMES, Scheme, blamed, device_tes
 device_tests!(
     rows_of_any_shape_and_type_are_rounded_to_the_nearest,
     rows_of_zeros_stay_zero,
+    rows_of_tiny_numbers_are_finite,
     nothing_that_is_no_number_is_lost,
     a_fixed_scale_saturates,
     a_row_depends_on_itself_alone,
@@ -42,6 +43,21 @@ fn rows_of_zeros_stay_zero(device: &Device) {
         let rounded = rounded(device, &x, scheme).unwrap();
         assert_bitwise_equal(&load(&rounded.out), &[0.0; 3 * 256]);
         rounded.assert_is(&[0.0; 3 * 256], 0.0);
+    }
+}
+
+fn rows_of_tiny_numbers_are_finite(device: &Device) {
+    // Down to subnormals, beside zeros.
+    for exponent in [-100, -118, -119, -120, -126, -140, -149] {
+        let tiny = 2.0_f32.powi(exponent);
+        let values: Vec<f32> = (0..128).map(|i| [0.0, tiny, -tiny][i % 3]).collect();
+        let x = store(device, &values, DType::F32, &[1, 128]);
+        for scheme in SCHEMES {
+            let out = load(&rounded(device, &x, scheme).unwrap().out);
+            let keeps = scheme != Scheme::Fixed && exponent >= -119;
+            let expected = if keeps { [0.0, 448.0, -448.0] } else { [0.0; 3] };
+            assert!(out.iter().zip(expected.iter().cycle()).all(|(a, b)| a == b), "{scheme:?} 2^{exponent}: {out:?}");
+        }
     }
 }
 
