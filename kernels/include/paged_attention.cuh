@@ -292,13 +292,14 @@ __device__ __forceinline__ float2* total_of(const Operands& o, int slot, int row
 // counter back for the next layer.
 __device__ __forceinline__ bool is_last_split(const Operands& o, const Item& item, int head) {
     __shared__ int is_last;
-    __threadfence();
     SYNC_WARPS();
     if (threadIdx.x == 0) {
         i32_t* counter = o.counters + QUEUE_COUNTERS + slot_of(item, head, 0);
-        is_last = atomicAdd(counter, 1) == item.num_splits - 1;
+        int num_before;
+        // Releases what was written before the barrier, and acquires what the other splits have released.
+        asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(num_before) : "l"(counter) : "memory");
+        is_last = num_before == item.num_splits - 1;
         if (is_last) *counter = 0;
-        __threadfence();
     }
     SYNC_WARPS();
     return is_last;
