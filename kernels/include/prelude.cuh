@@ -247,8 +247,8 @@ __device__ __forceinline__ void wait_for_the_kernel_before() {
 #endif
 }
 // What every thread of a kernel whose launch may begin early (`crate::cuda::following`) does before it reads or writes what others do,
-// and in any case: all kernels before it have ended then, and the next one's blocks may come. A pointer to what a step writes has no `__restrict__` there, since the compiler may
-// read a restricted one before the wait; weights and their scales are there long before.
+// and in any case: all kernels before it have ended then, and the next one's blocks may come. A pointer to what a step writes has no
+// `__restrict__` there, since the compiler may read a restricted one before the wait; weights and their scales are there long before.
 __device__ __forceinline__ void follow_the_kernel_before() {
     wait_for_the_kernel_before();
     let_the_next_kernel_stand_by();
@@ -269,6 +269,26 @@ template <int N, typename T> __device__ __forceinline__ Pack<T, N> load_pack(con
 #pragma unroll
     for (int i = 0; i < N / PIECE; ++i) pack.pieces[i] = load_vec<T, PIECE>(p + i * PIECE);
     return pack;
+}
+
+// As `load_pack`, but here and not where the pack is used first, if its pieces have 16 bytes: what is constant is loaded ahead of
+// `follow_the_kernel_before`, while that kernel ends, and the compilers would take a plain load of it past the wait.
+template <int N, typename T> __device__ __forceinline__ Pack<T, N> load_pack_early(const T* p) {
+    constexpr int PIECE = Pack<T, N>::PIECE;
+    if constexpr (sizeof(T) * PIECE < 16) {
+        return load_pack<N>(p);
+    } else {
+        Pack<T, N> pack;
+#pragma unroll
+        for (int i = 0; i < N / PIECE; ++i) {
+            Vec<u32_t, 4> words;
+            asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(words.at[0]), "=r"(words.at[1]), "=r"(words.at[2]), "=r"(words.at[3])
+                         : "l"(p + i * PIECE));
+            pack.pieces[i] = *reinterpret_cast<const Vec<T, PIECE>*>(&words);
+        }
+        return pack;
+    }
 }
 
 template <typename T, int N> __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack) {

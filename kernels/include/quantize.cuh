@@ -10,7 +10,7 @@
 #define TO_F8_FIXED 3  // all elements times a factor
 
 #define F8_MAX 448.0f
-#define F8_LEAST 1.5046328e-36f  // 2^-119: below, F8_MAX divided by it would be infinite
+#define F8_LEAST 0x1p-119f  // little below, F8_MAX divided by it would be infinite
 #define F8_GROUP 128
 
 // Where scales go.
@@ -131,9 +131,10 @@ struct ScaledBy {
     const f32_t* columns;
 };
 
-// The factors of PACK elements of a row.
-template <int PACK> __device__ __forceinline__ Pack<f32_t, PACK> factors_of(const ScaledBy& by, int column) {
-    return load_pack<PACK>(by.columns + column);
+// The factors of PACK elements of a row. IS_EARLY: ahead of the wait for the kernel before.
+template <int PACK, bool IS_EARLY = false>
+__device__ __forceinline__ Pack<f32_t, PACK> factors_of(const ScaledBy& by, int column) {
+    return IS_EARLY ? load_pack_early<PACK>(by.columns + column) : load_pack<PACK>(by.columns + column);
 }
 __device__ __forceinline__ float row_factor(const ScaledBy& by, int row) {
     return by.rows == nullptr ? 1.0f : by.rows[row];

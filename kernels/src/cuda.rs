@@ -20,8 +20,9 @@ pub(crate) const CLUSTER_CAPABILITY: (u32, u32) = (9, 0);
 const FOLLOW_CAPABILITY: (u32, u32) = (9, 0);
 
 /// A launch that may begin while the kernel ahead of it in the stream ends. Its kernel waits for that one in every thread, before any
-/// returns and before it reads or writes what another kernel may hold (`follow_the_kernel_before` in prelude.cuh). Attention's kernel
-/// for single rows beside chunks waits last: the one ahead of it has waited, and holds nothing of its.
+/// returns and before it reads or writes what another kernel may hold (`follow_the_kernel_before` in prelude.cuh): anything but weights
+/// and their scales. Attention's kernel for single rows beside chunks waits last: the one ahead of it has waited, and holds nothing of
+/// its.
 pub(crate) fn following(stream: &CudaStream, launch: Launch) -> Launch {
     if stream.compute_capability() >= FOLLOW_CAPABILITY { launch.dependent() } else { launch }
 }

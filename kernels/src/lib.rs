@@ -15,6 +15,10 @@
 //! they are stored. On the CPU, the result of a row depends on that row alone, bitwise: sums run along K in one fixed
 //! order whatever the number of rows is.
 //!
+//! From compute capability 9.0 on, an operator's kernel may begin while the one ahead of it in the stream ends, and reads its
+//! weights, biases and scales of columns before that has ended. Whatever makes those on the GPU is not the operator directly
+//! ahead: another one lies between, or the host has waited.
+//!
 //! ```
 //! use foveal_device::{DType, Device, Tensor};
 //! use foveal_kernels::activation::{Activation, Gated, gated};

@@ -67,9 +67,10 @@ struct Factors {
 #if SCALED
     Pack<f32_t, VEC> gates, ups;
 #endif
+    template <bool IS_EARLY = false>
     __device__ static __forceinline__ Factors load(const ScaledBy& by, int column, int width) {
 #if SCALED
-        return {factors_of<VEC>(by, column), factors_of<VEC>(by, column + width)};
+        return {factors_of<VEC, IS_EARLY>(by, column), factors_of<VEC, IS_EARLY>(by, column + width)};
 #else
         return {};
 #endif
@@ -105,15 +106,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const bool exists = pack < (u32_t)num_packs;  // every lane stays for the shuffles
     // A division by what isn't known beforehand is long: ahead of the wait.
     const u32_t row = pack / (u32_t)packs_per_row, column = (pack - row * packs_per_row) * VEC;
-    follow_the_kernel_before();
     const int width = packs_per_row * VEC;
     const ScaledBy by = {rows, columns};
+    const Factors factors = Factors::load<true>(by, column, width);
+    follow_the_kernel_before();
     float y[VEC] = {}, by_row = 1.0f;
     if (exists) {
         Pair pair;
         pair.load(gate_up + ((u64_t)pack + (u64_t)row * packs_per_row) * VEC, width);
         if (SCALED) by_row = row_factor(by, row);
-        pair.multiply(Factors::load(by, column, width), by_row, y);
+        pair.multiply(factors, by_row, y);
     }
     float factor = (QUANTIZE == TO_FLOAT ? 1.0f : out_factor) * (by_row * by_row);
 #if QUANTIZE == TO_F8_GROUP
@@ -272,6 +274,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM)
     if (threadIdx.x == 0) maxima.open();
     __syncwarp();
     cluster_arrive();
+    // Those of further packs would take the registers in which rows come.
+    Factors factors = Factors::load<true>(by, place(0), width);
     follow_the_kernel_before();
     Pair pairs[PACKS_EACH][ROWS];
     float by_row[ROWS];
@@ -285,7 +289,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, PER_SM)
     float y[PACKS_EACH][ROWS][VEC], top[ROWS] = {};
 #pragma unroll
     for (int p = 0; p < PACKS_EACH; ++p) {
-        const Factors factors = Factors::load(by, place(p), width);
+        if (p > 0) factors = Factors::load(by, place(p), width);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             pairs[p][r].multiply(factors, by_row[r], y[p][r]);

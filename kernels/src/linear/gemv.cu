@@ -9,8 +9,8 @@
 //
 // Grid: as many blocks as run at once, or fewer. A block takes tile after tile of GROUPS x 8 rows of weight, through all of up to
 // three stacked parts. Block: WARPS warps; a slab of UNROLL x 32 columns goes to each in turn. A slab is loaded while the one
-// before is multiplied, across tiles as well: a warp has 4 KiB of weights in flight, a multiprocessor 64 KiB, and only a block's
-// first slab is waited for. x is read through the level-1 cache, where it stays, since weights pass by it.
+// before is multiplied, across tiles as well: a warp has 4 KiB of weights in flight, a multiprocessor 64 KiB. A block's first slab
+// comes while the kernel before ends. x is read through the level-1 cache, where it stays, since weights pass by it.
 // Shared memory: WARPS x GROUPS x 256 bytes for the warps' sums, added in their order: an output's bits depend on its row
 // of x and its row of weight alone, not on m.
 // Needs: k and the addresses of x and weight are multiples of 16 bytes; m is 1 to 8. k = 0 sums nothing.
@@ -18,8 +18,7 @@
 // Registers: 102 to 128, no spills.
 // Dropped: plain multiply-adds, which at eight rows take nine tenths of all issue slots; x in shared memory, which is
 // read by as many bytes as from the cache, and costs a barrier and, at eight rows of 12288, more than there is; loads and
-// products of one slab in one turn, where ptxas moved each load to its use and left one or two in flight; weights loaded, or brought
-// to the L2 cache, while the kernel before ends, which made a step of one sequence slower.
+// products of one slab in one turn, where ptxas moved each load to its use and left one or two in flight.
 #include "prelude.cuh"
 
 #define ROWS (8 * GROUPS)
@@ -30,11 +29,11 @@
 #define CHUNK (4 * LANE)
 #define SLAB (UNROLL * CHUNK)
 
-// Sixteen bytes that are used once, or zeros.
+// Sixteen bytes that are used once, or zeros. Not by way of `ld.global.nc`, which ptxas moves past the wait for the kernel before.
 __device__ __forceinline__ Vec<u32_t, 4> load_streamed(const W_T* p, bool is_inside) {
     Vec<u32_t, 4> v = {};
     asm volatile("{ .reg .pred inside; setp.ne.s32 inside, %5, 0;"
-                 "@inside ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 "@inside ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4]; }"
                  : "+r"(v.at[0]), "+r"(v.at[1]), "+r"(v.at[2]), "+r"(v.at[3])
                  : "l"(p), "r"((int)is_inside));
     return v;
@@ -127,7 +126,6 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
      int rows2, int m, int k, int out_stride, const f32_t* x_scales, const f32_t* __restrict__ scales0,
      const f32_t* __restrict__ scales1, const f32_t* __restrict__ scales2, int first_x, int x_scales_stride) {
     __shared__ float sums[WARPS][GROUPS][8][8];
-    follow_the_kernel_before();
     const Parts parts = {{weight0, weight1, weight2}, {scales0, scales1, scales2}, {rows0, rows1, rows2}};
     const int num_tiles = parts.num_tiles();
 
@@ -153,10 +151,12 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
             next_w[group] = tile.weight + (size_t)min(tile.first_row + group * 8 + row, tile.num_rows - 1) * k + from;
         }
     };
-    const auto load = [&](int i) {
+    const auto load_x = [&](int i) {
 #if !IS_F8
         a[i] = load_cached(own_x + (load_slab - warp * SLAB) + i * CHUNK, i * CHUNK < left);
 #endif
+    };
+    const auto load_weights = [&](int i) {
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             w[i][group] = load_streamed(next_w[group] + i * CHUNK, i * CHUNK < left);
@@ -174,7 +174,10 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
     };
     begin_tile();
 #pragma unroll
-    for (int i = 0; i < UNROLL; i++) load(i);
+    for (int i = 0; i < UNROLL; i++) load_weights(i);
+    follow_the_kernel_before();
+#pragma unroll
+    for (int i = 0; i < UNROLL; i++) load_x(i);
     go_on();
 
     for (int index = blockIdx.x; index < num_tiles; index += gridDim.x) {
@@ -208,7 +211,8 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
 #else
                 multiply(acc, own, w[i]);
 #endif
-                load(i);
+                load_x(i);
+                load_weights(i);
             }
             go_on();
         }

@@ -70,7 +70,8 @@ pub struct Linear<'a> {
     /// Activations `[m, k]`, f32 or bf16.
     pub x: View<'a>,
     /// Weights as they lie in the checkpoint, each `[n_i, k]` row-major, f32, bf16 or f16. Several parts are stacked
-    /// along n (q, k and v; gate and up), so that a mapped file need not be copied to fuse them.
+    /// along n (q, k and v; gate and up), so that a mapped file need not be copied to fuse them. Not made by the operator
+    /// directly ahead (see the [crate]).
     pub weight: &'a [View<'a>],
     /// `[n_0 + n_1 + ...]`, any float type.
     pub bias: Option<View<'a>>,

@@ -13,7 +13,8 @@
 //
 // Grid: [ceil(m / rows per block)]. Shared memory: 128 bytes where a block takes a row.
 // Bound: bytes, m * d * (residual twice, add, extra, out); weight and bias stay in L2. 42 MB for m 2048, d 2560, bf16,
-// one addition: 9 us at 4.8 TB/s. Loads in flight: ITEMS of each operand, weights among them, before the first sum.
+// one addition: 9 us at 4.8 TB/s. Loads in flight, of rows that are held: weights and scales of columns while the
+// kernel before ends, then ITEMS of each operand before the first sum.
 #include "quantize.cuh"
 
 #define ADDS_ROWS 1
@@ -47,16 +48,29 @@ struct Row {
     X_T* residual;
     const ADD_T* add;
     const EXTRA_T* extra; // null: none
-    ScaledBy by;
     float factor;
 };
 
-// VEC elements as they become: each sum rounded to X_T, and stored if there is one.
-__device__ __forceinline__ Pack<X_T, VEC> join(const Row& row, int at, Pack<X_T, VEC> x, const Pack<ADD_T, VEC>& add) {
+// The scales of VEC columns of an unscaled product.
+struct Columns {
 #if ADDS & ADDS_SCALED
-    const Pack<f32_t, VEC> columns = factors_of<VEC>(row.by, at);
+    Pack<f32_t, VEC> factors;
+#endif
+    template <bool IS_EARLY = false> __device__ static __forceinline__ Columns load(const ScaledBy& by, int at) {
+#if ADDS & ADDS_SCALED
+        return {factors_of<VEC, IS_EARLY>(by, at)};
+#else
+        return {};
+#endif
+    }
+};
+
+// VEC elements as they become: each sum rounded to X_T, and stored if there is one.
+__device__ __forceinline__ Pack<X_T, VEC> join(const Row& row, int at, Pack<X_T, VEC> x, const Pack<ADD_T, VEC>& add,
+                                               const Columns& columns) {
+#if ADDS & ADDS_SCALED
 #pragma unroll
-    for (int e = 0; e < VEC; ++e) x.set(e, fmaf(add[e] * row.factor, columns[e], x[e]));
+    for (int e = 0; e < VEC; ++e) x.set(e, fmaf(add[e] * row.factor, columns.factors[e], x[e]));
 #elif ADDS & ADDS_ROWS
 #pragma unroll
     for (int e = 0; e < VEC; ++e) x.set(e, x[e] + add[e]);
@@ -114,6 +128,7 @@ __device__ __forceinline__ void normalise(const Pack<X_T, VEC>& x, const Pack<W_
 struct Held {
     Pack<X_T, VEC> x[ITEMS];
     Pack<W_T, VEC> weight[ITEMS];
+    Columns columns[ITEMS];
 
     template <typename F> __device__ __forceinline__ void each(int thread, int d, F f) {
 #pragma unroll
@@ -122,8 +137,18 @@ struct Held {
             if (at < d) f(at, x[i], weight[i]);
         }
     }
+    // Ahead of the wait for the kernel before.
+    __device__ __forceinline__ void read_constants(const W_T* from, const ScaledBy& by, int thread, int d) {
+#pragma unroll
+        for (int i = 0; i < ITEMS; ++i) {
+            const int at = (i * THREADS + thread) * VEC;
+            if (at >= d) continue;
+            weight[i] = load_pack_early<VEC>(from + at);
+            columns[i] = Columns::load<true>(by, at);
+        }
+    }
     // All loads first, so that they are in flight together.
-    __device__ __forceinline__ void read(const Row& row, const W_T* from, int thread, int d) {
+    __device__ __forceinline__ void read(const Row& row, int thread, int d) {
         Pack<ADD_T, VEC> add[ITEMS];
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
@@ -131,13 +156,12 @@ struct Held {
             if (at < d) {
                 x[i] = load_pack<VEC>(row.residual + at);
                 add[i] = load_add(row, at);
-                weight[i] = load_pack<VEC>(from + at);
             }
         }
 #pragma unroll
         for (int i = 0; i < ITEMS; ++i) {
             const int at = (i * THREADS + thread) * VEC;
-            if (at < d) x[i] = join(row, at, x[i], add[i]);
+            if (at < d) x[i] = join(row, at, x[i], add[i], columns[i]);
         }
     }
 };
@@ -145,6 +169,7 @@ struct Held {
 struct Held {
     const X_T* residual;
     const W_T* weight;
+    ScaledBy by;
 
     template <typename F> __device__ __forceinline__ void each(int thread, int d, F f) {
         for (int at = thread * VEC; at < d; at += THREADS * VEC) {
@@ -153,11 +178,14 @@ struct Held {
             f(at, x, w);
         }
     }
-    __device__ __forceinline__ void read(const Row& row, const W_T* from, int thread, int d) {
-        residual = row.residual;
+    __device__ __forceinline__ void read_constants(const W_T* from, const ScaledBy& scales, int, int) {
         weight = from;
+        by = scales;
+    }
+    __device__ __forceinline__ void read(const Row& row, int thread, int d) {
+        residual = row.residual;
         for (int at = thread * VEC; at < d; at += THREADS * VEC) {
-            join(row, at, load_pack<VEC>(row.residual + at), load_add(row, at));
+            join(row, at, load_pack<VEC>(row.residual + at), load_add(row, at), Columns::load(by, at));
         }
     }
 };
@@ -208,22 +236,24 @@ extern "C" __global__ void BOUNDS
              const W_T* __restrict__ weight, const BIAS_T* __restrict__ bias, OUT_T* out, float eps, float inverse_d, int m,
              int d, int num_extra, const f32_t* add_rows, const f32_t* __restrict__ add_columns, f32_t* out_scales,
              float out_factor, int out_stride) {
-    follow_the_kernel_before();
     const int thread = threadIdx.x % THREADS;
+    const ScaledBy by = {add_rows, add_columns};
+    Held held;
+    held.read_constants(weight, by, thread, d);
+    follow_the_kernel_before();
     const int i = blockIdx.x * ROWS_PER_BLOCK + threadIdx.x / THREADS;
     if (i >= m) return; // a whole warp where rows are warps, else never
     const u64_t start = (u64_t)i * d;
-    Row row = {residual + start, add + start, nullptr, {add_rows, add_columns}, 1.0f};
+    Row row = {residual + start, add + start, nullptr, 1.0f};
 #if ADDS & ADDS_SCALED
-    row.factor = row_factor(row.by, i);
+    row.factor = row_factor(by, i);
 #endif
 #if ADDS & ADDS_EXTRA
     const int index = extra_index[i];
     if (index >= 0 && index < num_extra) row.extra = extra_rows + (u64_t)index * d;
 #endif
 
-    Held held;
-    held.read(row, weight, thread, d);
+    held.read(row, thread, d);
     float mean = 0.0f;
     if (LAYER) {
         float sum = 0.0f;

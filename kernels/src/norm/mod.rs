@@ -44,7 +44,7 @@ pub struct AddNorm<'a> {
     pub add_scales: Option<Scales<'a>>,
     /// Deepstack features of the layer before: added after `add`.
     pub extra: Option<RowAdd<'a>>,
-    /// `[d]`
+    /// `[d]`, not made by the operator directly ahead (see the [crate]).
     pub weight: View<'a>,
     /// `[d]`; [`NormKind::Layer`] only.
     pub bias: Option<View<'a>>,

@@ -104,7 +104,7 @@ impl<'a> QuantizedOut<'a> {
     }
 }
 
-/// 2^-119: the largest FP8 number divided by less would be infinite.
+/// 2^-119: a little below, the largest FP8 number divided by it would be infinite.
 const LEAST: f32 = 1.504_632_8e-36;
 
 /// Rounds values that share a scale, and gives it.

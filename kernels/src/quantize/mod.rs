@@ -9,8 +9,8 @@
 //!
 //! # Rounding
 //! `scale = max |x| / 448` over the row (or over 128 neighbours of it), `q = e4m3(x * (448 / max |x|))`, to nearest even
-//! and saturating. A row of zeros has scale 0, and one of numbers below 2^-119 becomes zeros. A NaN stays one, and a row with an infinity becomes NaN when it is scaled
-//! back: nothing that is no number is lost.
+//! and saturating. A row of zeros has scale 0, and one of numbers below 2^-119 becomes zeros. A NaN stays one, and a row with an
+//! infinity becomes NaN when it is scaled back: nothing that is no number is lost.
 //!
 //! # Source
 //! Micikevicius et al., arXiv:2209.05433; scales by token and channel: Xiao et al., arXiv:2211.10438; 1 x 128 groups:
@@ -46,7 +46,7 @@ pub fn group_stride(m: usize) -> usize {
 pub struct Scales<'a> {
     /// `[m]` f32: of the activations; none where they are part of `columns`.
     pub rows: Option<View<'a>>,
-    /// `[n]` f32: of the weights.
+    /// `[n]` f32: of the weights, and as early there as they.
     pub columns: View<'a>,
 }
 
@@ -108,7 +108,8 @@ pub struct QuantizeRows<'a> {
     pub out: ViewMut<'a>,
 }
 
-/// Rounds rows to FP8: weights when they are loaded, and activations where no operator before it does so.
+/// Rounds rows to FP8: weights when they are loaded, and activations where no operator before it does so. Weights are not used by
+/// the operator directly behind this one (see the [crate]).
 ///
 /// # Equation
 /// See the [module](self).

@@ -93,6 +93,8 @@ impl<'a> LinearLayers<'a> {
             weights.push(Arc::new(rounded));
             first += rows;
         }
+        // Products read weights while the kernel ahead of them ends.
+        device.stream().synchronize()?;
         Ok(Projection::new(weights, WeightFormat::Fp8 { columns, input_scale: None }, self.output_bias()?))
     }
 
