@@ -62,7 +62,7 @@ impl EngineBuilder {
     /// What `encoder_cache_bytes` is unless it is set: some eight thousand embeddings with three deepstack levels, of 4096
     /// bf16 values each, or thirty pictures of 512x512.
     pub const DEFAULT_ENCODER_CACHE_BYTES: usize = 256 << 20;
-    /// What `pinned_bytes` is unless it is set: copies in flight, and the pixels of some three hundred pictures of 512x512.
+    /// What `pinned_bytes` is unless it is set: copies in flight, and the pixels of some two hundred pictures of 512x512.
     pub const DEFAULT_PINNED_BYTES: usize = 256 << 20;
     /// What `graph_bytes` is unless it is set.
     pub const DEFAULT_GRAPH_BYTES: u64 = 1 << 30;

@@ -202,10 +202,7 @@ impl BenchConfig {
             seed,
         });
         let most = max_concurrency.iter().copied().max().unwrap_or(1);
-        // The pixels of all requests at once, each picture of which takes a block of up to twice its size.
-        let [width, height] = image_size.map(|side| side as usize);
-        let pixels = width.saturating_mul(height).saturating_mul(3 * 2).saturating_mul(num_images);
-        let pinned_bytes = pixels.saturating_mul(most).saturating_add(EngineBuilder::DEFAULT_PINNED_BYTES);
+        let pinned_bytes = pinned_bytes(most.saturating_mul(num_images), image_size);
         Ok(Self {
             model: place(model, needed(&raw.machine))?,
             runs: runs.collect(),
@@ -230,6 +227,12 @@ pub(crate) fn at_least_one<N: Default + PartialEq>(options: &[(&str, N)]) -> Res
         Some((option, _)) => Err(UsageError::new(format!("{option} is 0; it must be at least 1"))),
         None => Ok(()),
     }
+}
+
+/// The most page-locked memory with so many pictures of this size on their way at once: one takes a block of up to twice its size.
+pub(crate) fn pinned_bytes(num_images: usize, image_size: [u32; 2]) -> usize {
+    let pixels = image_size.into_iter().fold(num_images, |pixels, side| pixels.saturating_mul(side as usize));
+    pixels.saturating_mul(3 * 2).saturating_add(EngineBuilder::DEFAULT_PINNED_BYTES)
 }
 
 /// Refuses a share that is none.

@@ -8,8 +8,11 @@ use foveal_runtime::ModelOptions;
 use foveal_server::ServerConfig;
 
 use super::args::{RawMedia, RawScheduling, RawServe};
-use crate::cli::config::{ModelPlace, at_least_one, check_memory_share, needed, options, place};
+use crate::cli::config::{ModelPlace, at_least_one, check_memory_share, needed, options, pinned_bytes, place};
 use crate::cli::error::UsageError;
+
+/// What each request's pictures may have on their way to the GPU while all the others' are, too.
+const PIXELS_EACH: [u32; 2] = [512, 512];
 
 #[derive(Debug)]
 pub(crate) struct ServeConfig {
@@ -70,6 +73,7 @@ impl ServeConfig {
             max_num_batched_tokens,
             // Whoever was admitted may wait: the bound is on requests as a whole.
             max_waiting: Some(max_requests.saturating_mul(server.max_choices)),
+            pinned_bytes: Some(pinned_bytes(max_requests, PIXELS_EACH)),
             gpu_memory_utilization: Some(share),
             kv_cache_bytes: scheduling.kv_cache_memory_bytes,
             run_ahead: !scheduling.no_run_ahead,
@@ -134,6 +138,7 @@ fn max_images(text: &str) -> Result<usize, UsageError> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use foveal_engine::EngineBuilder;
 
     use super::{RawServe, ServeConfig, max_images};
 
@@ -141,6 +146,20 @@ mod tests {
     struct Line {
         #[command(flatten)]
         serve: RawServe,
+    }
+
+    #[test]
+    fn a_picture_of_each_request_has_room_for_its_pixels() {
+        for max_requests in [1, 256, 1024] {
+            let line = Line::parse_from(["serve", "--max-requests", &max_requests.to_string()]);
+            let bytes = ServeConfig::new(line.serve).unwrap().options.pinned_bytes.unwrap();
+            // Blocks of powers of two, beside an eighth of the default for copies.
+            let block_bytes = (512 * 512 * 3_usize).next_power_of_two();
+            assert!(
+                bytes - EngineBuilder::DEFAULT_PINNED_BYTES / 8 >= max_requests * block_bytes,
+                "{max_requests}: {bytes}"
+            );
+        }
     }
 
     #[test]
