@@ -66,10 +66,8 @@ fn of_product(
         let inputs = MatmulInputs { x: x.f8.view(), weight: weight.f8.view(), bias: None, scales: None };
         let mut out = bench.scratch(DType::F32, &[m, n])?;
         cuda.tune_matmul(&shape, &inputs, &[], &mut out.view_mut()?, 0)?;
-        Bench::rest();
-        let times = cuda.time_calls(Bench::MAX_CALLS / 4, |_| {
-            anyhow::Ok(cuda.matmul(&shape, &inputs, &mut out.view_mut()?, 0)?)
-        })?;
+        let times = bench
+            .time_so_many(Bench::MAX_CALLS / 4, |_| Ok(cuda.matmul(&shape, &inputs, &mut out.view_mut()?, 0)?))?;
         let error = relative_rms(&out.to_vec::<f32>()?, &exact);
         bench.report_value(op, text, times, (error * 1e6, "ppm off"))?;
     }

@@ -81,9 +81,9 @@ fn copy(bench: &Bench) -> anyhow::Result<f64> {
     let mut out = Tensor::zeros(&bench.device, DType::BF16, &[rows, COPY_WIDTH])?;
     let index = bench.ints(0..rows as i32, &[rows])?;
     let stream = bench.device.stream();
-    let times = bench.cuda()?.time_calls(2, |_| {
+    let times = bench.time_so_many(2, |_| {
         let out = out.view_mut()?;
-        anyhow::Ok(gather(stream, Gather { x: x.view(), index: index.view(), out })?)
+        Ok(gather(stream, Gather { x: x.view(), index: index.view(), out })?)
     })?;
     Ok(2.0 * COPY_BYTES as f64 / f64::from(times.median_us) * 1e6)
 }
@@ -98,10 +98,9 @@ fn product(bench: &Bench) -> anyhow::Result<f64> {
         Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out: out.view_mut()? },
         &[],
     )?;
-    Bench::rest();
-    let times = bench.cuda()?.time_calls(4, |_| {
+    let times = bench.time_so_many(4, |_| {
         let out = out.view_mut()?;
-        anyhow::Ok(linear(stream, Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out })?)
+        Ok(linear(stream, Linear { x: x.view(), weight: &[weight.view()], bias: None, scales: None, out })?)
     })?;
     Ok(2.0 * (PRODUCT_SIDE as f64).powi(3) / f64::from(times.median_us) * 1e6)
 }

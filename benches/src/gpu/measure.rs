@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -109,9 +110,21 @@ impl Bench {
         work: impl FnMut(usize) -> anyhow::Result<()>,
     ) -> anyhow::Result<Times> {
         let num_calls = (REPLAY_US / self.ceilings.floor_us(cost).max(1.0)) as usize;
+        self.time_so_many(num_calls.clamp(Self::MIN_CALLS, Self::MAX_CALLS), work)
+    }
+
+    /// As [`Bench::time_calls`], for a given number of calls.
+    ///
+    /// # Errors
+    /// Of the operator, or of the device.
+    pub(super) fn time_so_many(
+        &self,
+        num_calls: usize,
+        work: impl FnMut(usize) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Times> {
         let _pause = self.uploads.pause();
-        Self::rest();
-        self.cuda()?.time_calls(num_calls.clamp(Self::MIN_CALLS, Self::MAX_CALLS), work)
+        rest();
+        self.cuda()?.time_calls(num_calls, work)
     }
 
     /// Times a whole pass, as the host sees it and recorded as a graph.
@@ -162,14 +175,7 @@ impl Bench {
     /// Of the pass, or of the device.
     pub(crate) fn time_graph(&self, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Times> {
         pass()?;
-        let _pause = self.uploads.pause();
-        Self::rest();
-        self.cuda()?.time_calls(1, |_| pass())
-    }
-
-    /// Lets the card get its clock back.
-    pub(super) fn rest() {
-        std::thread::sleep(REST);
+        self.time_so_many(1, |_| pass())
     }
 
     /// The page-locked memory that uploads go through.
@@ -179,7 +185,7 @@ impl Bench {
 
     /// How long it takes from the host's first call to the GPU's end.
     fn time_on_host(&self, mut pass: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Times> {
-        Self::rest();
+        rest();
         let mut times = Vec::with_capacity(HOST_RUNS);
         for run in 0..WARM_UP_RUNS + HOST_RUNS {
             let start = Instant::now();
@@ -228,4 +234,9 @@ impl Bench {
     ) -> anyhow::Result<()> {
         self.results.print(op, shape, times, Rate { value, unit, share: f64::NAN })
     }
+}
+
+/// Lets the card get its clock back.
+fn rest() {
+    thread::sleep(REST);
 }
