@@ -321,8 +321,8 @@ impl Matmuls {
         Ok(best.microseconds)
     }
 
-    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, or if short tries take longer than
-    /// the limit.
+    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, or if it takes longer than the
+    /// limit twice.
     fn time(
         &self,
         library: &Library,
@@ -331,49 +331,40 @@ impl Matmuls {
         operands: &[Operands],
         (stream, limit): (&CudaStream, f32),
     ) -> Result<Option<f32>, DeviceError> {
+        let Some(first) = operands.first() else { return Ok(None) };
         let run = |operands: &Operands| {
             LAUNCHES.add_one();
             library.run(problem, algorithm, operands, self.workspace(), stream.raw())
         };
-        let mut start = Event::with_timing(stream.device())?;
-        let mut end = Event::with_timing(stream.device())?;
-        let mut round = |count: usize| -> Result<f32, DeviceError> {
-            stream.record(&mut start)?;
-            for operands in operands.iter().cycle().take(count) {
-                run(operands)?;
-            }
-            stream.record(&mut end)?;
-            end.wait()?;
-            Ok(end.milliseconds_since(&start)? * 1e3 / count as f32)
-        };
-        // The first launch loads the algorithm's kernel.
-        if let Some(Err(error)) = operands.first().map(run) {
+        // The first launch loads the algorithm's kernel, the second one tells how many to time.
+        if let Err(error) = run(first) {
             tracing::debug!(%error, "a proposed algorithm doesn't run");
             return Ok(None);
         }
-        let count = repetitions(round(1)?);
-        // Twice, so that a host that was busy in between doesn't decide.
-        if round(count.div_ceil(SHORT_TRY))? > limit && round(count.div_ceil(SHORT_TRY))? > limit {
-            return Ok(None);
-        }
-        let mut best = f32::INFINITY;
-        for _ in 0..ROUNDS {
-            best = best.min(round(count)?);
-        }
-        Ok(Some(best))
+        let mut start = Event::with_timing(stream.device())?;
+        let mut end = Event::with_timing(stream.device())?;
+        stream.record(&mut start)?;
+        run(first)?;
+        stream.record(&mut end)?;
+        end.wait()?;
+        let count = repetitions(end.milliseconds_since(&start)? * 1e3);
+        let weights_in_turn = |i: usize| operands.get(i % operands.len()).map_or(Ok(()), run);
+        // Twice, so that a hiccup doesn't decide.
+        let is_hopeless = |times: &[f32]| times.len() == 2 && times.iter().all(|&time| time > limit);
+        let times =
+            stream.time_calls_until(count, weights_in_turn, |times| times.len() >= ROUNDS || is_hopeless(times))?;
+        Ok(if is_hopeless(&times) { None } else { times.into_iter().reduce(f32::min) })
     }
 }
 
 /// Rounds of repetitions, of which the quickest counts.
 const ROUNDS: usize = 3;
-/// The part of a round's repetitions that a short try has.
-const SHORT_TRY: usize = 8;
-/// So many times the best time in two short tries, and an algorithm isn't timed any further.
+/// So many times the best time in two rounds, and an algorithm isn't timed any further.
 const HOPELESS: f32 = 1.5;
-/// About how long a round lasts: the launches of short products must not be what is timed.
-const ROUND_MICROSECONDS: f32 = 2000.0;
+/// About how long a round lasts: far longer than it takes to start one.
+const ROUND_MICROSECONDS: f32 = 500.0;
 
-/// How often a product that took `first` microseconds the first time is run in a round.
+/// How often a product that took `first` microseconds by itself is run in a round.
 fn repetitions(first: f32) -> usize {
-    (ROUND_MICROSECONDS / first.max(1.0)).ceil().clamp(3.0, 64.0) as usize
+    (ROUND_MICROSECONDS / first.max(1.0)).ceil().clamp(1.0, 64.0) as usize
 }

@@ -112,26 +112,38 @@ impl CudaStream {
     pub fn time_calls<E: From<DeviceError>>(
         &self,
         num_calls: usize,
-        mut work: impl FnMut(usize) -> Result<(), E>,
+        work: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<Times, E> {
+        Ok(Times::of(self.time_calls_until(num_calls, work, |times| times.len() >= TIMED_REPLAYS)?))
+    }
+
+    /// As [`CudaStream::time_calls`]: the microseconds of one call in each of the replays, which end when `is_enough` of
+    /// them. Recorded, so that it is the GPU that is timed, however slow the host.
+    pub(crate) fn time_calls_until<E: From<DeviceError>>(
+        &self,
+        num_calls: usize,
+        mut work: impl FnMut(usize) -> Result<(), E>,
+        is_enough: impl Fn(&[f32]) -> bool,
+    ) -> Result<Vec<f32>, E> {
         let mut all = || (0..num_calls).try_for_each(&mut work);
         all()?;
         let mut graph = self.capture(&mut all)?;
         let (mut start, mut end) = (Event::with_timing(self.device())?, Event::with_timing(self.device())?);
         let mut times = Vec::with_capacity(TIMED_REPLAYS);
         // The first replay brings the graph to the GPU.
-        for i in 0..=TIMED_REPLAYS {
+        let mut is_first = true;
+        while !is_enough(&times) {
             self.record(&mut start)?;
             // SAFETY: `work` holds all memory that was recorded until this function is over: the driver refuses to free
             // any during a capture, and to free it later, after an error here, waits for the GPU.
             unsafe { self.replay(&mut graph) }?;
             self.record(&mut end)?;
             end.wait()?;
-            if i > 0 {
+            if !std::mem::take(&mut is_first) {
                 times.push(end.milliseconds_since(&start)? * 1e3 / num_calls.max(1) as f32);
             }
         }
-        Ok(Times::of(times))
+        Ok(times)
     }
 }
 

@@ -14,6 +14,8 @@ const MAX_CANDIDATES: usize = 16;
 const LONG_SUM: usize = 8192;
 /// Columns of a product for which it proposes others.
 const SHORT_SUM: usize = 2048;
+/// For fewer rows the library leaves out some that it proposes for these, and which may be the quickest.
+const FEW_ROWS: usize = 128;
 
 /// The largest alignment that any algorithm makes use of: of vector loads, and of bulk tensor copies.
 const MAX_ALIGNMENT: u64 = 16;
@@ -153,8 +155,8 @@ impl Problem {
         [&self.weight, &self.x, &self.out]
     }
 
-    /// The algorithms that are worth timing, the library's favourite first: its proposals for this product, and those for one
-    /// of fewer columns where there are many.
+    /// The algorithms that are worth timing, the library's favourite first: its proposals for this product, for one of fewer
+    /// columns where there are many, and for one of more rows where there are few.
     pub(super) fn worth_timing(
         &self,
         library: &Library,
@@ -162,14 +164,15 @@ impl Problem {
         workspace_bytes: usize,
     ) -> Result<Vec<Algorithm>, DeviceError> {
         let mut algorithms = self.candidates(library, key, workspace_bytes)?;
-        if key.shape.k < LONG_SUM {
-            return Ok(algorithms);
-        }
-        let shorter = PlanKey { shape: MatmulShape { k: SHORT_SUM, ..key.shape }, ..*key };
-        let others = Self::new(library, &shorter)?.candidates(library, &shorter, workspace_bytes).unwrap_or_default();
-        for other in others {
-            if !algorithms.contains(&other) && self.takes(library, &other, workspace_bytes) {
-                algorithms.push(other);
+        let shorter = (key.shape.k >= LONG_SUM).then_some(MatmulShape { k: SHORT_SUM, ..key.shape });
+        let taller = (key.shape.m < FEW_ROWS).then_some(MatmulShape { m: FEW_ROWS, ..key.shape });
+        for shape in [shorter, taller].into_iter().flatten() {
+            let like = PlanKey { shape, ..*key };
+            let others = Self::new(library, &like)?.candidates(library, &like, workspace_bytes).unwrap_or_default();
+            for other in others {
+                if !algorithms.contains(&other) && self.takes(library, &other, workspace_bytes) {
+                    algorithms.push(other);
+                }
             }
         }
         Ok(algorithms)

@@ -20,8 +20,9 @@ use crate::DType;
 /// How many times the rows asked for an algorithm may have been timed with: beyond, its tiles would be the wrong ones.
 const MAX_ROWS_RATIO: usize = 2;
 
-/// The first line of a file; another format gets another number, and so do other algorithms to choose from.
-const HEADING: &str = "foveal matmul algorithms 3";
+/// The first line of a file; another format gets another number, and so does another choice among
+/// algorithms.
+const HEADING: &str = "foveal matmul algorithms 4";
 /// How the last line begins.
 const CHECKSUM: &str = "blake3 ";
 
