@@ -9,6 +9,9 @@ use crate::{Decoder, LlmError, Workspace};
 
 /// The fewest rows that are tuned for: below, a kernel of our own needs no choice.
 const FEWEST_ROWS: usize = 16;
+/// From so many rows on a product's time hangs on how its tiles fill the card, and four numbers of rows between one power of
+/// two and the next are tuned for; below, on reading weights, and the powers of two will do.
+const FINE_FROM: usize = 512;
 /// Layers whose weights take turns, so that none comes from the GPU's cache: four of a large model's are several times as
 /// large as that.
 const LAYERS_IN_TURN: usize = 4;
@@ -30,12 +33,7 @@ impl Decoder {
             cuda.fill_uniform(fill, tensor.view_mut()?)?;
         }
         let most = workspace.limits().max_tokens;
-        let mut rows = FEWEST_ROWS;
-        while rows <= most {
-            self.tune_rows(stream, rows, workspace)?;
-            rows *= 2;
-        }
-        Ok(())
+        tuned_rows().take_while(|&rows| rows <= most).try_for_each(|rows| self.tune_rows(stream, rows, workspace))
     }
 
     fn tune_rows(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
@@ -60,5 +58,25 @@ impl Decoder {
             head.tune(stream, n, &ws.hidden.normed, &mut ws.logits, &[])?;
         }
         Ok(())
+    }
+}
+
+/// The numbers of rows that are tuned for, in rising order, without an end. Steps of other numbers take what was found for the
+/// next larger one.
+fn tuned_rows() -> impl Iterator<Item = usize> {
+    std::iter::successors(Some(FEWEST_ROWS), |&rows| {
+        let power = 1 << rows.ilog2();
+        rows.checked_add(if rows < FINE_FROM { power } else { power / 4 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_double_and_are_finer_where_tiles_count() {
+        let up_to: Vec<usize> = tuned_rows().take_while(|&rows| rows <= 2560).collect();
+        assert_eq!(up_to, [16, 32, 64, 128, 256, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560]);
     }
 }
