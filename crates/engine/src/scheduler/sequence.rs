@@ -207,6 +207,12 @@ impl Sequence {
         self.pictures.iter().filter(|picture| picture.is_held).map(|picture| picture.hash)
     }
 
+    /// Whether it uses its picture of this index, which may be the same picture as another one of it.
+    #[cfg(test)]
+    pub(crate) fn holds(&self, image: usize) -> bool {
+        self.pictures.get(image).is_some_and(|picture| picture.is_held)
+    }
+
     /// Gives back the pixels of the pictures all of whose rows are computed.
     ///
     /// If the sequence `may_restart`, its rows may have to be computed again when neither they nor their embeddings are cached

@@ -227,7 +227,7 @@ impl Machine {
             let first = sequence.num_scheduled;
             let waits_for_token = sequence.next_rows(1).is_none();
             let mut spans = sequence.contents.spans_in(&(first..first + 1));
-            let waits_for_picture = spans.next().is_some_and(|span| !sequence.held().any(|hash| hash == span.hash));
+            let waits_for_picture = spans.next().is_some_and(|span| !sequence.holds(span.image));
             assert!(waits_for_token || waits_for_picture, "{:?} is left out", sequence.id);
         }
     }

@@ -125,6 +125,29 @@ proptest! {
     }
 }
 
+/// The second place of a picture waits until the first one is through with it: what failed beside it may be its embeddings, which
+/// are then encoded anew. Who arrived later goes on meanwhile.
+#[test]
+fn a_picture_twice_in_a_request_waits_for_itself_when_somebody_beside_it_failed() {
+    let limits = Limits {
+        page: 4,
+        num_blocks: 10,
+        max_model_len: 90,
+        max_num_batched_tokens: 17,
+        max_num_seqs: 2,
+        max_patches: 24,
+        encoder_rows: 6,
+        ..limits()
+    };
+    let shared = || picture([1, 2, 6], 1);
+    let story = |request, pause| Story { request, stop_at: None, fail_at: None, cancelled_after: None, pause };
+    let fails = Story { fail_at: Some(0), ..story(answer(with_pictures(5, &[(1, shared())]), 2), 0) };
+    let twice = story(answer(with_pictures(23, &[(15, shared()), (19, shared())]), 1), 1);
+    let later = story(answer(request(&[7; 2]), 2), 0);
+    let machine = play(vec![fails, twice, later], limits, false, 2);
+    assert_eq!(machine.encoded(), [1, 1]);
+}
+
 /// The generators reach what they are for.
 #[test]
 fn random_stories_are_short_of_pages_and_find_prefixes_and_pictures() {
