@@ -214,7 +214,7 @@ impl CudaStream {
     ///
     /// `other_weights` are of the same shape and are taken in turn, with the same scales: with more of them than the
     /// card's second-level cache holds, as in a model's layers, none comes from it. `out` holds a product of one of
-    /// them afterwards. Waits for the GPU and must not be called while the stream is captured.
+    /// them afterwards. Waits for the GPU, and captures the stream: nothing else may be given to it meanwhile.
     ///
     /// # Errors
     /// As [`CudaStream::matmul`].

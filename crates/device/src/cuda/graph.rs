@@ -1,6 +1,9 @@
 //! Work recorded once and given to the GPU again by one call.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use cudarc::driver::{result, sys};
 
 use super::context::driver_error;
@@ -20,9 +23,42 @@ pub struct CudaGraph {
 // the graph exclusively.
 unsafe impl Send for CudaGraph {}
 
+/// Held while a stream is captured, and while somebody waits for all streams of a context: the driver refuses that during a
+/// capture, of whichever thread, and the capture is lost.
+static CAPTURE: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    static IS_CAPTURING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// As long as it is there no other thread captures a stream. In a thread that does so itself it is nothing, and the driver's
+/// refusal says what is wrong.
+pub(super) fn without_captures() -> Option<MutexGuard<'static, ()>> {
+    (!IS_CAPTURING.get()).then(|| CAPTURE.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Says that this thread captures, until it is dropped.
+struct Capturing {
+    was_capturing: bool,
+    _others: Option<MutexGuard<'static, ()>>,
+}
+
+impl Capturing {
+    fn begin() -> Self {
+        let _others = without_captures();
+        Self { was_capturing: IS_CAPTURING.replace(true), _others }
+    }
+}
+
+impl Drop for Capturing {
+    fn drop(&mut self) {
+        IS_CAPTURING.set(self.was_capturing);
+    }
+}
+
 impl CudaStream {
     /// Records what `work` gives to this stream instead of running it. What it needs (modules, plans) must be loaded: run
-    /// it once before.
+    /// it once before. One thread captures at a time, others wait. Nobody else may use the stream meanwhile.
     ///
     /// # Errors
     /// What `work` fails with, [`DeviceError::Capture`] for work that allocated, and [`DeviceError::Driver`] where the
@@ -32,11 +68,13 @@ impl CudaStream {
         device.bind()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let allocations = own_allocations();
+        let capturing = Capturing::begin();
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::begin_capture(self.raw(), mode) }.map_err(driver_error("cuStreamBeginCapture"))?;
         let worked = work();
         // SAFETY: the capture began above, in this thread. It must end whatever `work` came to.
         let ended = unsafe { result::stream::end_capture(self.raw()) };
+        drop(capturing);
         let ended = ended.map_err(driver_error("cuStreamEndCapture"));
         let graph = match (worked, ended) {
             (Err(error), ended) => {
@@ -166,6 +204,26 @@ impl Drop for CudaGraph {
 #[cfg(test)]
 mod tests {
     use super::Times;
+    use crate::testing::gpu;
+    use crate::{DType, DeviceError, Tensor};
+
+    #[test]
+    fn other_threads_may_download_while_a_stream_is_captured() {
+        let (Some(device), Some(other)) = (gpu(), gpu()) else { return };
+        let mut captured = Tensor::zeros(&device, DType::F32, &[64]).unwrap();
+        let stream = device.stream().cuda().unwrap();
+        std::thread::scope(|scope| {
+            let downloads = scope.spawn(move || {
+                let ones = Tensor::from_slice(&other, &[1.0_f32; 64], &[64]).unwrap();
+                (0..500).all(|_| ones.to_vec::<f32>().unwrap() == [1.0; 64])
+            });
+            for _ in 0..100 {
+                let fill = |_| -> Result<(), DeviceError> { stream.fill_zero(captured.view_mut()?) };
+                stream.time_calls_until(20, fill, |times| !times.is_empty()).unwrap();
+            }
+            assert!(downloads.join().unwrap());
+        });
+    }
 
     #[test]
     fn times_are_ranked() {

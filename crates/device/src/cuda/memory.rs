@@ -8,6 +8,7 @@ use std::slice;
 use cudarc::driver::{result, sys};
 
 use super::context::driver_error;
+use super::graph::without_captures;
 use super::{CudaDevice, CudaStream};
 use crate::DeviceError;
 use crate::counters::{SYNCHRONISES, count_allocation, count_free};
@@ -46,6 +47,7 @@ impl DeviceMemory {
     pub(crate) fn download(&self, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.device.bind()?;
         SYNCHRONISES.add_one();
+        let _captures = without_captures();
         result::ctx::synchronize().map_err(driver_error("cuCtxSynchronize"))?;
         let len = bytes.len().min(self.len_bytes);
         let Some(bytes) = bytes.get_mut(..len).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
