@@ -9,6 +9,12 @@ __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
+// As `cluster_arrive`: what this thread has written is seen by all that wait.
+__device__ __forceinline__ void cluster_arrive_release() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
 // Waits until all threads of the cluster have arrived.
 __device__ __forceinline__ void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
@@ -50,3 +56,19 @@ template <int N> struct Mail {
 #endif
     }
 };
+
+// Four float32 at this address of shared memory, in block `rank`: behind a barrier that released them.
+__device__ __forceinline__ Vec<f32_t, 4> load_of_block(u32_t address, u32_t rank) {
+    Vec<f32_t, 4> v = {};
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %4, %5;\n"
+                 "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
+                 "}"
+                 : "=f"(v.at[0]), "=f"(v.at[1]), "=f"(v.at[2]), "=f"(v.at[3])
+                 : "r"(address), "r"(rank)
+                 : "memory");
+#endif
+    return v;
+}

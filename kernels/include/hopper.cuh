@@ -54,6 +54,25 @@ __device__ __forceinline__ void copy_box(u32_t to, const TensorMap& map, int col
                  "l"(&map), "r"(column), "r"(row), "r"(barrier)
                  : "memory");
 }
+// The same of what is read once: it makes room in the level-2 cache before other things do.
+__device__ __forceinline__ void copy_box_once(u32_t to, const TensorMap& map, int column, int row, u32_t barrier) {
+    u64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+// Has the copy engine read a map ahead of its first use.
+__device__ __forceinline__ void prefetch_map(const TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+// `bytes` bytes, a multiple of 16 from and to multiples of 16; they count as brought to `barrier`.
+__device__ __forceinline__ void copy_bulk(u32_t to, const void* from, u32_t bytes, u32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
 
 // ---- tiles and their descriptors ----
 
@@ -91,26 +110,31 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
     for (int i = 0; i < N * 4; ++i) asm volatile("" : "+r"(a[i / 4][i % 4])::"memory");
 }
 
+#define WGMMA_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define WGMMA_NAMES_16 WGMMA_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define WGMMA_NAMES_32 \
+    WGMMA_NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define WGMMA_NAMES_64 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    WGMMA_NAMES_32 ", " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define WGMMA_SUMS_8(i) \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
         "+f"(d[i + 7])
+#define WGMMA_SUMS_16 WGMMA_SUMS_8(0), WGMMA_SUMS_8(8)
 #define WGMMA_SUMS_32(i) WGMMA_SUMS_8(i), WGMMA_SUMS_8(i + 8), WGMMA_SUMS_8(i + 16), WGMMA_SUMS_8(i + 24)
 #define WGMMA_SUMS_64 WGMMA_SUMS_32(0), WGMMA_SUMS_32(32)
 
-// `step`: elements of 32 bytes; `layouts`: of 16-bit ones, that both operands are K-major.
-#define WGMMA_SHARED(step, type, layouts) \
+// `shape`: columns and elements of 32 bytes; `layouts`: of 16-bit ones, that both operands are K-major; `operands`: what follows the
+// sums, of which the last says whether to add to them.
+#define WGMMA_SHARED(shape, type, names, operands, accumulates_name, layouts, sums) \
     asm volatile("{\n" \
                  ".reg .pred p;\n" \
-                 "setp.ne.b32 p, %66, 0;\n" \
-                 "wgmma.mma_async.sync.aligned.m64n128k" step ".f32." type "." type " {" WGMMA_NAMES_64 \
-                 "}, %64, %65, p, 1, 1" layouts ";\n" \
+                 "setp.ne.b32 p, " accumulates_name ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64" shape ".f32." type "." type " {" names "}, " operands \
+                 ", p, 1, 1" layouts ";\n" \
                  "}" \
-                 : WGMMA_SUMS_64 \
+                 : sums \
                  : "l"(a), "l"(b), "r"((int)accumulates))
 #define WGMMA_REGISTERS(type) \
     asm volatile("{\n" \
@@ -126,10 +150,20 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
 template <bool IS_F8>
 __device__ __forceinline__ void wgmma_shared(float (&d)[64], u64_t a, u64_t b, bool accumulates) {
     if constexpr (IS_F8) {
-        WGMMA_SHARED("32", "e4m3", "");
+        WGMMA_SHARED("n128k32", "e4m3", WGMMA_NAMES_64, "%64, %65", "%66", "", WGMMA_SUMS_64);
     } else {
-        WGMMA_SHARED("16", "bf16", ", 0, 0");
+        WGMMA_SHARED("n128k16", "bf16", WGMMA_NAMES_64, "%64, %65", "%66", ", 0, 0", WGMMA_SUMS_64);
     }
+}
+// The same with fewer columns, e4m3: 16, 32 and 64.
+__device__ __forceinline__ void wgmma_shared_f8(float (&d)[8], u64_t a, u64_t b, bool accumulates) {
+    WGMMA_SHARED("n16k32", "e4m3", WGMMA_NAMES_8, "%8, %9", "%10", "", WGMMA_SUMS_8(0));
+}
+__device__ __forceinline__ void wgmma_shared_f8(float (&d)[16], u64_t a, u64_t b, bool accumulates) {
+    WGMMA_SHARED("n32k32", "e4m3", WGMMA_NAMES_16, "%16, %17", "%18", "", WGMMA_SUMS_16);
+}
+__device__ __forceinline__ void wgmma_shared_f8(float (&d)[32], u64_t a, u64_t b, bool accumulates) {
+    WGMMA_SHARED("n64k32", "e4m3", WGMMA_NAMES_32, "%32, %33", "%34", "", WGMMA_SUMS_32(0));
 }
 
 // The left operand from registers, as `mma`'s lies in the 16 rows of each warp, the right one MN-major; elements bf16 or f16. Adds

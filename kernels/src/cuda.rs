@@ -13,6 +13,9 @@ pub(crate) const MBARRIER: Header = Header { name: "mbarrier.cuh", text: include
 /// Clusters of blocks.
 pub(crate) const CLUSTER: Header = Header { name: "cluster.cuh", text: include_str!("../include/cluster.cuh") };
 
+/// Hopper's own instructions.
+pub(crate) const HOPPER: Header = Header { name: "hopper.cuh", text: include_str!("../include/hopper.cuh") };
+
 /// The first cards that have clusters.
 pub(crate) const CLUSTER_CAPABILITY: (u32, u32) = (9, 0);
 

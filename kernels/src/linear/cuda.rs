@@ -1,4 +1,4 @@
-//! The CUDA launcher: a kernel of our own where a few rows are multiplied, cuBLASLt for all others.
+//! The CUDA launcher: kernels of our own where a few rows are multiplied, cuBLASLt for all others.
 #![allow(unsafe_code)]
 
 use foveal_device::{
@@ -6,6 +6,7 @@ use foveal_device::{
     MatmulShape, View, ViewMut,
 };
 
+use super::hopper::{self, Skinny};
 use super::{Linear, OP};
 use crate::OpError;
 use crate::cuda::following;
@@ -14,7 +15,7 @@ use crate::quantize::group_stride;
 static GEMV: KernelSource =
     KernelSource { name: "linear", text: include_str!("gemv.cu"), headers: crate::cuda::HEADERS };
 
-/// The most rows of activations that our own kernel is used for; 0 leaves all to cuBLASLt.
+/// The most rows of activations that `gemv.cu` is used for.
 const MAX_GEMV_ROWS: usize = 8;
 
 /// Rows of activations, and of a group of weights, in a tile of the kernel's tensor-core instruction.
@@ -22,7 +23,7 @@ const TILE_ROWS: usize = 8;
 /// With scales by block the library takes sums over multiples of it: rows of scales are copied 16 bytes at a time.
 const BLOCKS_MULTIPLE: usize = 512;
 /// Stacked weights of one launch.
-const MAX_PARTS: usize = 3;
+pub(super) const MAX_PARTS: usize = 3;
 /// Bytes of the kernel's loads of activations and weights.
 const LOAD_BYTES: u64 = 16;
 /// The kernel counts columns by an `int` and steps beyond the last.
@@ -52,11 +53,30 @@ struct Product {
     x: DType,
     /// Whether activations and weights begin at multiples of [`LOAD_BYTES`].
     is_aligned: bool,
+    /// Tiles of the weights for Hopper's own kernel; `None` for operands or a card that it isn't for.
+    skinny_tiles: Option<usize>,
 }
 
-/// Our own kernel's launch, or `None` for cuBLASLt.
-fn plan(product: Product, num_sms: u32) -> Option<Gemv> {
-    let Product { m, n, k, is_ours_alone, x, is_aligned } = product;
+/// A kernel of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ours {
+    Gemv(Gemv),
+    Skinny(Skinny),
+}
+
+/// The kernel of our own for a product, or `None` for cuBLASLt.
+fn plan(product: Product, num_sms: u32) -> Option<Ours> {
+    let Product { m, k, is_ours_alone, skinny_tiles, .. } = product;
+    let is_for_skinny = m > MAX_GEMV_ROWS && (m <= hopper::MAX_ROWS || is_ours_alone) && k != 0;
+    match skinny_tiles.filter(|_| is_for_skinny) {
+        Some(tiles) => Some(Ours::Skinny(Skinny::new(m, tiles, k, num_sms))),
+        None => gemv(product, num_sms).map(Ours::Gemv),
+    }
+}
+
+/// The launch of `gemv.cu`, if it takes the product.
+fn gemv(product: Product, num_sms: u32) -> Option<Gemv> {
+    let Product { m, n, k, is_ours_alone, x, is_aligned, .. } = product;
     let load_len = LOAD_BYTES as usize / x.size_bytes();
     let can_load = x != DType::F32 && is_aligned && k.is_multiple_of(load_len) && k <= MAX_COLUMNS;
     // Without columns nothing is loaded, and cuBLASLt refuses.
@@ -92,11 +112,12 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
     launches
         .flat_map(|gemv| weights.map(|(weight, is_scaled)| outs.map(|out| gemv.spec(weight, out, is_scaled))))
         .flatten()
+        .chain(hopper::variants())
         .collect()
 }
 
 /// Rows of a part of the weights.
-fn num_rows(part: &View<'_>) -> usize {
+pub(super) fn num_rows(part: &View<'_>) -> usize {
     part.shape().first().copied().unwrap_or(0)
 }
 
@@ -146,7 +167,27 @@ impl Linear<'_> {
             is_aligned &= operand.device_ptr().map_err(|e| OP.device(e))?.is_multiple_of(LOAD_BYTES);
         }
         let is_ours_alone = self.scales.is_some() && !k.is_multiple_of(BLOCKS_MULTIPLE);
-        Ok(Product { m, n, k, is_ours_alone, x, is_aligned })
+        let skinny_tiles = if is_aligned && hopper::serves(stream) { self.skinny_tiles(k)? } else { None };
+        Ok(Product { m, n, k, is_ours_alone, x, is_aligned, skinny_tiles })
+    }
+
+    /// Tiles of the weights for Hopper's own kernel, if types, sizes and addresses are such as it takes.
+    fn skinny_tiles(&self, k: usize) -> Result<Option<usize>, OpError> {
+        let is_aligned = |address: Result<u64, DeviceError>| {
+            address.map(|address| address.is_multiple_of(hopper::ALIGNMENT as u64)).map_err(|e| OP.device(e))
+        };
+        let mut fits = self.x.dtype() == DType::F8E4M3 && self.out.dtype() == DType::BF16;
+        fits &= k.is_multiple_of(hopper::ALIGNMENT) && k <= MAX_COLUMNS && is_aligned(self.out.device_ptr())?;
+        if let Some(scales) = &self.scales {
+            fits &= is_aligned(scales.x.device_ptr())?;
+        }
+        let mut tiles = 0_usize;
+        for part in self.weight {
+            let n = num_rows(part);
+            fits &= n.is_multiple_of(hopper::ALIGNMENT);
+            tiles = tiles.saturating_add(hopper::tiles(n));
+        }
+        Ok(fits.then_some(tiles))
     }
 }
 
@@ -164,7 +205,7 @@ pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), Op
         ));
     }
     let computed = match plan(product, stream.num_sms()) {
-        Some(gemv) => by_gemv(stream, product, gemv, args),
+        Some(ours) => by_ours(stream, product, ours, args),
         None => each_part(product, &mut args, |_, shape, Part { inputs, out, column }| {
             stream.matmul(shape, &inputs, out, column)
         }),
@@ -228,14 +269,18 @@ fn each_part(
     Ok(())
 }
 
-/// Our own kernel, over as many rows and parts as there are: models have one launch, products without columns more.
-fn by_gemv(stream: &CudaStream, product: Product, gemv: Gemv, args: Linear<'_>) -> Result<(), DeviceError> {
+/// A kernel of our own, over as many rows and parts as there are: models have one launch, what it alone can do more.
+fn by_ours(stream: &CudaStream, product: Product, ours: Ours, args: Linear<'_>) -> Result<(), DeviceError> {
     let Product { m, n, .. } = product;
     let Linear { x, weight, bias, scales, out } = args;
     let len = m * n;
     let mut out = out.reshape(&[len])?;
-    for first in (0..m).step_by(TILE_ROWS) {
-        let x = x.rows(first..m.min(first + TILE_ROWS))?;
+    let rows = match ours {
+        Ours::Gemv(_) => TILE_ROWS,
+        Ours::Skinny(_) => hopper::MAX_ROWS,
+    };
+    for first in (0..m).step_by(rows) {
+        let x = x.rows(first..m.min(first + rows))?;
         let mut column = 0;
         for (chunk, parts) in weight.chunks(MAX_PARTS).enumerate() {
             let bias = bias.map(|bias| bias.rows(column..n)).transpose()?;
@@ -245,26 +290,30 @@ fn by_gemv(stream: &CudaStream, product: Product, gemv: Gemv, args: Linear<'_>) 
                 first,
                 weight: scales.weight.chunks(MAX_PARTS).nth(chunk).unwrap_or_default(),
             });
-            launch(stream, gemv, Parts { x, weight: parts, bias, scales }, &out, n)?;
+            let of_launch = Parts { x, weight: parts, bias, scales };
+            match ours {
+                Ours::Gemv(gemv) => launch(stream, gemv, of_launch, &out, n)?,
+                Ours::Skinny(skinny) => hopper::launch(stream, skinny, &of_launch, &out, n)?,
+            }
             column += parts.iter().map(num_rows).sum::<usize>();
         }
     }
     Ok(())
 }
 
-/// What one launch reads: at most eight rows of `x`, at most three parts. `bias` begins at the first part's first column.
-struct Parts<'a> {
-    x: View<'a>,
-    weight: &'a [View<'a>],
+/// What one launch reads: as many rows of `x` as its kernel takes, at most three parts. `bias` begins at the first part's first column.
+pub(super) struct Parts<'a> {
+    pub(super) x: View<'a>,
+    pub(super) weight: &'a [View<'a>],
     bias: Option<View<'a>>,
-    scales: Option<PartScales<'a>>,
+    pub(super) scales: Option<PartScales<'a>>,
 }
 
 /// Block scales of a launch, whose first row of `x` is row `first` of all.
-struct PartScales<'a> {
-    x: View<'a>,
-    first: usize,
-    weight: &'a [View<'a>],
+pub(super) struct PartScales<'a> {
+    pub(super) x: View<'a>,
+    pub(super) first: usize,
+    pub(super) weight: &'a [View<'a>],
 }
 
 /// One launch. `out` begins at the first part's first column, and its rows are `out_stride` apart.
@@ -307,10 +356,34 @@ mod tests {
     use super::*;
 
     const H200_SMS: u32 = 132;
-    const QKV: Product = Product { m: 1, n: 6144, k: 4096, is_ours_alone: false, x: DType::BF16, is_aligned: true };
+    const QKV: Product =
+        Product { m: 1, n: 6144, k: 4096, is_ours_alone: false, x: DType::BF16, is_aligned: true, skinny_tiles: None };
 
     fn gemv(product: Product) -> Option<(usize, u32)> {
-        plan(product, H200_SMS).map(|gemv| (gemv.groups, gemv.warps))
+        match plan(product, H200_SMS) {
+            Some(Ours::Gemv(gemv)) => Some((gemv.groups, gemv.warps)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_few_dozen_rows_of_fp8_take_hoppers_own_kernel() {
+        let product = |m, is_ours_alone| Product {
+            m,
+            x: DType::F8E4M3,
+            is_ours_alone,
+            skinny_tiles: Some(hopper::tiles(QKV.n)),
+            ..QKV
+        };
+        let is_skinny = |product| matches!(plan(product, H200_SMS), Some(Ours::Skinny(_)));
+        let of = |is_ours_alone| [8, 9, 64, 65, 1000].map(|m| is_skinny(product(m, is_ours_alone)));
+        assert_eq!(of(false), [false, true, true, false, false]);
+        assert_eq!(of(true), [false, true, true, true, true]);
+        // A few rows, and without columns any number, are the other's.
+        assert!(gemv(product(8, true)).is_some());
+        assert!(gemv(Product { k: 0, ..product(20, false) }).is_some());
+        // Another card, or operands that it doesn't take.
+        assert!(!is_skinny(Product { skinny_tiles: None, ..product(20, true) }));
     }
 
     #[test]
@@ -346,7 +419,7 @@ mod tests {
         let variants = variants();
         for n in [1, 1024, 2048, 2112, 6144] {
             for out in [DType::BF16, DType::F32] {
-                let gemv = plan(Product { n, ..QKV }, H200_SMS).unwrap();
+                let gemv = super::gemv(Product { n, ..QKV }, H200_SMS).unwrap();
                 assert!(variants.contains(&gemv.spec(DType::BF16, out, false)), "{n}");
             }
         }

@@ -24,12 +24,13 @@
 //! where it has a fused multiply-add (elsewhere products are rounded before they are added). The error is at most `(k /
 //! 16 + 8) * 2^-24 * Σ |x * weight|`.
 //!
-//! Products of FP8 numbers are exact. Where they are summed by the library they stay in the tensor cores, which keep
-//! about 14 bits of a sum; in `gemv.cu` they are float32, and on the CPU as everything else.
+//! Products of FP8 numbers are exact. Where they are summed by the library, or by `skinny_sm90.cu`, they stay in the tensor
+//! cores, which keep about 14 bits of a sum (with block scales of 128 columns each); in `gemv.cu` they are float32, and on
+//! the CPU as everything else.
 //!
 //! On CUDA, sums are float32 in an order that the algorithm chosen for the shape decides, and the tensor cores cut off
 //! what the CPU rounds: twice that error. A row's bits are the same for any `m` up to eight where `gemv.cu` is used,
-//! and may differ between other numbers of rows. f32 products are true float32 (no TF32). Partial sums are never
+//! for 9 to 16, 17 to 32 and 33 to 64 where `skinny_sm90.cu` is, and may differ between other numbers of rows. f32 products are true float32 (no TF32). Partial sums are never
 //! rounded to bf16; with a bias and a bf16 `out`, cuBLASLt rounds the whole sum before it adds the bias.
 //!
 //! # Source
@@ -42,12 +43,14 @@
 //! not fixed across shapes.
 //!
 //! # CUDA implementation
-//! Up to eight rows of bf16 or FP8 with `k` a multiple of 8 (16) are multiplied by `gemv.cu`, which streams all parts
-//! in one launch; all others by cuBLASLt (but for block scales over sums that are no multiple of 512, which it doesn't
-//! take), one product for each part into its columns of `out`.
+//! Up to eight rows of bf16 or FP8 with `k` a multiple of 8 (16) are multiplied by `gemv.cu`, up to 64 rows of FP8 into bf16
+//! on Hopper by `skinny_sm90.cu`, which stream all parts in one launch; all others by cuBLASLt, one product for each part
+//! into its columns of `out`. Block scales over sums that are no multiple of 512 it doesn't take: they stay with these two,
+//! however many rows there are.
 
 mod cpu;
 mod cuda;
+mod hopper;
 mod pack;
 mod tile;
 

@@ -17,7 +17,7 @@ pub(super) const HEADERS: &[Header] = &[
     crate::cuda::QUANTIZE,
     crate::cuda::ATTENTION,
     crate::cuda::MBARRIER,
-    Header { name: "hopper.cuh", text: include_str!("../../include/hopper.cuh") },
+    crate::cuda::HOPPER,
     Header { name: "kv_fragments.cuh", text: include_str!("../../include/kv_fragments.cuh") },
     Header { name: "paged_work.cuh", text: include_str!("../../include/paged_work.cuh") },
     Header { name: "paged_attention.cuh", text: include_str!("../../include/paged_attention.cuh") },

@@ -35,13 +35,15 @@ pub struct Launch {
     /// its kernel waits by `griddepcontrol.wait`: before it reads or writes what a kernel ahead may hold, and before it ends, even
     /// where it does nothing. Whoever waits for this kernel has then waited for all before it. Hopper and later.
     pub dependent: bool,
+    /// Whether a multiprocessor is to have all the shared memory that it can, so that blocks with much of it run there side by side.
+    pub side_by_side: bool,
 }
 
 impl Launch {
     /// A plain launch.
     #[must_use]
     pub const fn new(grid: [u32; 3], block: [u32; 3]) -> Self {
-        Self { grid, block, shared_bytes: 0, cluster: [1, 1, 1], dependent: false }
+        Self { grid, block, shared_bytes: 0, cluster: [1, 1, 1], dependent: false, side_by_side: false }
     }
 
     /// With dynamic shared memory.
@@ -55,6 +57,13 @@ impl Launch {
     #[must_use]
     pub const fn cluster(mut self, cluster: [u32; 3]) -> Self {
         self.cluster = cluster;
+        self
+    }
+
+    /// With as much shared memory as a multiprocessor can have.
+    #[must_use]
+    pub const fn side_by_side(mut self) -> Self {
+        self.side_by_side = true;
         self
     }
 
@@ -84,15 +93,17 @@ impl Launch {
             let cluster = Value { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } };
             add(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
         }
+        let mut has_carveout = self.side_by_side;
         if self.dependent {
             let allowed = Value { programmaticStreamSerializationAllowed: 1 };
             add(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed);
             let num_blocks = self.grid.into_iter().map(u64::from).fold(1, u64::saturating_mul);
             let shared_bytes = self.shared_bytes.saturating_add(static_shared_bytes);
-            if shared_bytes <= SMALL_SHARED_BYTES && num_blocks <= SMALL_GRID {
-                let carveout = Value { sharedMemCarveout: SMALL_CARVEOUT_PERCENT };
-                add(Id::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, carveout);
-            }
+            has_carveout |= shared_bytes <= SMALL_SHARED_BYTES && num_blocks <= SMALL_GRID;
+        }
+        if has_carveout {
+            let percent = if self.side_by_side { 100 } else { SMALL_CARVEOUT_PERCENT };
+            add(Id::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, Value { sharedMemCarveout: percent });
         }
         (attributes, count)
     }
@@ -172,6 +183,7 @@ mod tests {
         assert_eq!(ids(plain.cluster([2, 1, 1])), [CLUSTER]);
         assert_eq!(ids(plain.dependent()), [EARLY, CARVEOUT]);
         assert_eq!(ids(plain.cluster([2, 1, 1]).dependent()), [CLUSTER, EARLY, CARVEOUT]);
+        assert_eq!(ids(plain.side_by_side().cluster([2, 1, 1]).shared_bytes(1 << 16)), [CLUSTER, CARVEOUT]);
         // Such as take what they need, and one whose blocks come one after the other.
         assert_eq!(ids(plain.dependent().shared_bytes(3 << 10)), [EARLY, CARVEOUT]);
         assert_eq!([(3 << 10) + 1, u32::MAX].map(|bytes| ids(plain.dependent().shared_bytes(bytes))), [[EARLY]; 2]);

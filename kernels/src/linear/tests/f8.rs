@@ -12,6 +12,8 @@ device_tests!(
     products_are_those_of_the_bytes,
     blocks_are_scaled,
     a_few_rows_depend_on_themselves_alone,
+    a_few_dozen_rows_of_any_shape,
+    a_few_dozen_rows_depend_on_themselves_alone,
     misfits_are_named
 );
 
@@ -141,6 +143,50 @@ fn a_few_rows_depend_on_themselves_alone(device: &Device) {
     let all = problem.run(device, 0..8, DType::BF16).unwrap();
     for i in 0..8 {
         assert_bitwise_equal(&problem.run(device, i..i + 1, DType::BF16).unwrap(), &all[i * 96..(i + 1) * 96]);
+    }
+}
+
+fn a_few_dozen_rows_of_any_shape(device: &Device) {
+    if !multiplies_f8(device) {
+        return;
+    }
+    // Parts that end within a tile, a block of scales and at their ends; sums that are shorter than a block, end within one, or are
+    // shared by two blocks of the GPU and by four; as many rows as there are columns of the product, fewer, and more than of one.
+    let shapes: [([usize; 2], &[usize]); 6] = [
+        ([9, 16], &[16]),
+        ([16, 144], &[48, 16, 112]),
+        ([20, 1024], &[64, 208]),
+        ([32, 2064], &[128, 80]),
+        ([33, 1536], &[144]),
+        ([64, 2560], &[32]),
+    ];
+    for (dims, parts) in shapes {
+        Problem::new(device, dims, parts, false).check(device);
+    }
+    // Of the parts only the last one may end within a block of scales. Rows are a multiple of 4.
+    for (dims, parts) in
+        [([12, 512], &[16][..]), ([20, 1040], &[128, 80]), ([64, 2560], &[256, 128, 16]), ([100, 400], &[208])]
+    {
+        Problem::new(device, dims, parts, true).check(device);
+    }
+    // More parts than a launch has, and more tiles than run at once.
+    Problem::new(device, [12, 256], &[16, 32, 16, 64, 16], false).check(device);
+    Problem::new(device, [12, 256], &[128, 128, 128, 128], true).check(device);
+    Problem::new(device, [12, 128], &[27_008], true).check(device);
+    // A tile whose blocks go round their rings more than once.
+    Problem::new(device, [40, 12_288], &[64], true).check(device);
+}
+
+fn a_few_dozen_rows_depend_on_themselves_alone(device: &Device) {
+    if !multiplies_f8(device) || device.stream().cuda().is_some_and(|stream| stream.compute_capability() != (9, 0)) {
+        println!("skipped: this GPU's library may choose another algorithm for other rows");
+        return;
+    }
+    let problem = Problem::new(device, [32, 2048], &[64, 32], false);
+    let all = problem.run(device, 0..32, DType::BF16).unwrap();
+    for rows in [0..17, 3..23, 8..32, 0..31] {
+        let own = &all[rows.start * 96..rows.end * 96];
+        assert_bitwise_equal(&problem.run(device, rows, DType::BF16).unwrap(), own);
     }
 }
 
