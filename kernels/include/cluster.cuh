@@ -9,7 +9,7 @@ __device__ __forceinline__ void cluster_arrive() {
     asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #endif
 }
-// As `cluster_arrive`: what this thread has written is seen by all that wait.
+// As `cluster_arrive`, and what this thread has written is seen by all that wait.
 __device__ __forceinline__ void cluster_arrive_release() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

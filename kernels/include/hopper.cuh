@@ -89,7 +89,7 @@ __device__ __forceinline__ u64_t descriptor_of(u32_t tile, u32_t column_bytes = 
     return constant | (tile & 0x3ffff) >> 4 | (column_bytes >> 4) << 16;
 }
 
-// ---- products of a warpgroup: d[64, 128] (+)= a[64, 32 bytes] * b[32 bytes, 128], float32 sums ----
+// ---- products of a warpgroup: d[64, n] (+)= a[64, 32 bytes] * b[32 bytes, n], float32 sums; n is 128 if nothing is said ----
 // A lane's share of d: element n * 4 + i is that of tile n (8 columns) as `mma`'s sums lie, in the 16 rows of its warp.
 
 // Before the first product, and whenever registers that it uses have been written otherwise.

@@ -16,6 +16,8 @@ pub(crate) const CLUSTER: Header = Header { name: "cluster.cuh", text: include_s
 /// Hopper's own instructions.
 pub(crate) const HOPPER: Header = Header { name: "hopper.cuh", text: include_str!("../include/hopper.cuh") };
 
+/// The cards that have them; later ones have other instructions.
+pub(crate) const HOPPER_CAPABILITY: (u32, u32) = (9, 0);
 /// The first cards that have clusters.
 pub(crate) const CLUSTER_CAPABILITY: (u32, u32) = (9, 0);
 

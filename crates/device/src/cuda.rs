@@ -18,6 +18,7 @@ mod tensor_map;
 pub use context::CudaDevice;
 
 pub use event::Event;
+pub(crate) use graph::without_captures;
 pub use graph::{CudaGraph, Times};
 pub use kernel_args::Args;
 pub use launch::Launch;

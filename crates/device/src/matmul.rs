@@ -321,8 +321,8 @@ impl Matmuls {
         Ok(best.microseconds)
     }
 
-    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, or if it takes longer than the
-    /// limit twice.
+    /// Microseconds that an algorithm takes; `None` if the library doesn't run it after all, if it can't be recorded, or if it
+    /// takes longer than the limit twice.
     fn time(
         &self,
         library: &Library,
@@ -351,8 +351,14 @@ impl Matmuls {
         let weights_in_turn = |i: usize| operands.get(i % operands.len()).map_or(Ok(()), run);
         // Twice, so that a hiccup doesn't decide.
         let is_hopeless = |times: &[f32]| times.len() == 2 && times.iter().all(|&time| time > limit);
-        let times =
-            stream.time_calls_until(count, weights_in_turn, |times| times.len() >= ROUNDS || is_hopeless(times))?;
+        let is_enough = |times: &[f32]| times.len() >= ROUNDS || is_hopeless(times);
+        let times = match stream.time_calls_until(count, weights_in_turn, is_enough) {
+            Ok(times) => times,
+            Err(error) => {
+                tracing::debug!(%error, "a proposed algorithm can't be recorded");
+                return Ok(None);
+            }
+        };
         Ok(if is_hopeless(&times) { None } else { times.into_iter().reduce(f32::min) })
     }
 }
@@ -361,7 +367,7 @@ impl Matmuls {
 const ROUNDS: usize = 3;
 /// So many times the best time in two rounds, and an algorithm isn't timed any further.
 const HOPELESS: f32 = 1.5;
-/// About how long a round lasts: far longer than it takes to start one.
+/// About how long a round lasts, but for the shortest products: far longer than it takes to start one.
 const ROUND_MICROSECONDS: f32 = 500.0;
 
 /// How often a product that took `first` microseconds by itself is run in a round.

@@ -7,10 +7,10 @@ use crate::projection::Projection;
 use crate::projection_input::ProjectionInput;
 use crate::{Decoder, LlmError, Workspace};
 
-/// The fewest rows that are tuned for: below, a kernel of our own needs no choice.
+/// The fewest rows that are tuned for: below, a kernel of our own needs no choice, and for FP8 on Hopper up to 64.
 const FEWEST_ROWS: usize = 16;
-/// From so many rows on a product's time hangs on how its tiles fill the card, and four numbers of rows between one power of
-/// two and the next are tuned for; below, on reading weights, and the powers of two will do.
+/// From so many rows on a product's time hangs on how its tiles fill the card, and three numbers of rows between one power of two
+/// and the next are tuned for as well; below, it hangs on reading weights.
 const FINE_FROM: usize = 512;
 /// Layers whose weights take turns, so that none comes from the GPU's cache: four of a large model's are several times as
 /// large as that.
@@ -33,7 +33,7 @@ impl Decoder {
             cuda.fill_uniform(fill, tensor.view_mut()?)?;
         }
         let most = workspace.limits().max_tokens;
-        tuned_rows().take_while(|&rows| rows <= most).try_for_each(|rows| self.tune_rows(stream, rows, workspace))
+        tuned_rows(most).try_for_each(|rows| self.tune_rows(stream, rows, workspace))
     }
 
     fn tune_rows(&self, stream: &Stream, n: usize, ws: &mut Workspace) -> Result<(), LlmError> {
@@ -61,13 +61,15 @@ impl Decoder {
     }
 }
 
-/// The numbers of rows that are tuned for, in rising order, without an end. Steps of other numbers take what was found for the
-/// next larger one.
-fn tuned_rows() -> impl Iterator<Item = usize> {
-    std::iter::successors(Some(FEWEST_ROWS), |&rows| {
+/// The numbers of rows up to `most` that are tuned for, in rising order. Steps of other numbers take what was found for the next
+/// larger one.
+fn tuned_rows(most: usize) -> impl Iterator<Item = usize> {
+    let next = |&rows: &usize| {
         let power = 1 << rows.ilog2();
         rows.checked_add(if rows < FINE_FROM { power } else { power / 4 })
-    })
+    };
+    let below = std::iter::successors(Some(FEWEST_ROWS), next).take_while(move |&rows| rows < most);
+    below.chain((most >= FEWEST_ROWS).then_some(most))
 }
 
 #[cfg(test)]
@@ -76,7 +78,9 @@ mod tests {
 
     #[test]
     fn rows_double_and_are_finer_where_tiles_count() {
-        let up_to: Vec<usize> = tuned_rows().take_while(|&rows| rows <= 2560).collect();
-        assert_eq!(up_to, [16, 32, 64, 128, 256, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560]);
+        let up_to = |most| tuned_rows(most).collect::<Vec<usize>>();
+        assert_eq!(up_to(2560), [16, 32, 64, 128, 256, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560]);
+        assert_eq!(up_to(600), [16, 32, 64, 128, 256, 512, 600]);
+        assert_eq!((up_to(16), up_to(15)), (vec![16], vec![]));
     }
 }

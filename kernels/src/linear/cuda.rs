@@ -26,7 +26,7 @@ const BLOCKS_MULTIPLE: usize = 512;
 pub(super) const MAX_PARTS: usize = 3;
 /// Bytes of the kernel's loads of activations and weights.
 const LOAD_BYTES: u64 = 16;
-/// The kernel counts columns by an `int` and steps beyond the last.
+/// The kernels count columns and rows of weight by an `int` and step beyond the last.
 const MAX_COLUMNS: usize = 1 << 30;
 
 /// Warps of a multiprocessor, whose registers they fill.
@@ -177,6 +177,8 @@ impl Linear<'_> {
             address.map(|address| address.is_multiple_of(hopper::ALIGNMENT as u64)).map_err(|e| OP.device(e))
         };
         let mut fits = self.x.dtype() == DType::F8E4M3 && self.out.dtype() == DType::BF16;
+        // Sums of 128 columns are short enough.
+        fits &= FAST_ACCUMULATION || self.scales.is_some();
         fits &= k.is_multiple_of(hopper::ALIGNMENT) && k <= MAX_COLUMNS && is_aligned(self.out.device_ptr())?;
         if let Some(scales) = &self.scales {
             fits &= is_aligned(scales.x.device_ptr())?;
@@ -184,7 +186,7 @@ impl Linear<'_> {
         let mut tiles = 0_usize;
         for part in self.weight {
             let n = num_rows(part);
-            fits &= n.is_multiple_of(hopper::ALIGNMENT);
+            fits &= n.is_multiple_of(hopper::ALIGNMENT) && n <= MAX_COLUMNS;
             tiles = tiles.saturating_add(hopper::tiles(n));
         }
         Ok(fits.then_some(tiles))
@@ -232,7 +234,7 @@ struct Part<'p, 'a> {
     column: usize,
 }
 
-/// Sums of FP8 products may stay in the tensor cores: what that costs is measured with whole models.
+/// Sums of FP8 products may stay in the tensor cores, cuBLASLt's and `skinny_sm90.cu`'s: what that costs is measured with whole models.
 const FAST_ACCUMULATION: bool = true;
 
 /// A product of its own for each part that has rows.
@@ -269,7 +271,7 @@ fn each_part(
     Ok(())
 }
 
-/// A kernel of our own, over as many rows and parts as there are: models have one launch, what it alone can do more.
+/// A kernel of our own, over as many rows and parts as there are. A model's product is one launch; more rows or parts than one takes are several.
 fn by_ours(stream: &CudaStream, product: Product, ours: Ours, args: Linear<'_>) -> Result<(), DeviceError> {
     let Product { m, n, .. } = product;
     let Linear { x, weight, bias, scales, out } = args;

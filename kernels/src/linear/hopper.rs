@@ -5,8 +5,8 @@ use foveal_device::{
     Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Swizzle, TensorMap, ViewMut,
 };
 
-use super::cuda::{Parts, num_rows};
-use crate::cuda::{CLUSTER, HOPPER, MBARRIER, PRELUDE, following};
+use super::cuda::{MAX_PARTS, Parts, num_rows};
+use crate::cuda::{CLUSTER, HOPPER, HOPPER_CAPABILITY, MBARRIER, PRELUDE, following};
 
 static SOURCE: KernelSource = KernelSource {
     name: "linear_skinny",
@@ -14,8 +14,6 @@ static SOURCE: KernelSource = KernelSource {
     headers: &[PRELUDE, MBARRIER, CLUSTER, HOPPER],
 };
 
-/// The cards whose kernel it is; later ones have other instructions.
-const CAPABILITY: (u32, u32) = (9, 0);
 /// What sizes and addresses are multiples of, in bytes: tensor maps and bulk copies need it.
 pub(super) const ALIGNMENT: usize = 16;
 /// Rows of `x` that there are kernels for.
@@ -27,7 +25,7 @@ const W_ROWS: usize = 64;
 /// Columns that are multiplied at a time: a row's bytes in a tile's swizzle, and a block of scales.
 const COLUMNS: usize = 128;
 /// `THREADS` of the kernel: a warpgroup and a warp.
-const THREADS: u32 = 160;
+const THREADS: u32 = 128 + 32;
 /// The most blocks of a cluster, and places of a ring.
 const MAX_SPLIT: usize = 4;
 const MAX_STAGES: usize = 16;
@@ -40,14 +38,14 @@ const OTHER_BYTES: usize = 1024 + 256 + 1024;
 /// Blocks of a multiprocessor at most, for which registers are kept.
 const MAX_BLOCKS_PER_SM: usize = 3;
 
-/// Blocks of columns of a block from which on its sum is long: it pays then that each block has a multiprocessor for itself.
+/// So many steps of [`COLUMNS`] of one CUDA block are a long sum: it pays then that each has a multiprocessor for itself.
 const LONG_SUM: usize = 24;
-/// The fewest blocks of columns of a block for 16 rows of `x`; more rows are more sums to pass on.
+/// The fewest steps of a CUDA block for 16 rows of `x`; more rows are more sums to pass on.
 const SHORTEST_SUM: usize = 4;
 
 /// Whether it can take FP8 operands on this card.
 pub(super) fn serves(stream: &CudaStream) -> bool {
-    stream.compute_capability() == CAPABILITY
+    stream.compute_capability() == HOPPER_CAPABILITY
 }
 
 /// Tiles of a part of `n` rows of weight.
@@ -71,9 +69,8 @@ impl Skinny {
         let largest = |fits: &dyn Fn(usize) -> bool| [4, 2].into_iter().find(|&split| fits(split)).unwrap_or(1);
         // With two to a multiprocessor one's start and end lie beside the other's work; but where sums are long, what counts is that
         // each has as much work, and clusters of two blocks come out even while those of four don't.
-        let by_itself = largest(&|split| split <= 2 && fits(split, 1) && columns >= split * LONG_SUM);
-        if by_itself > 1 {
-            return Self { split: by_itself, blocks_per_sm: 1 };
+        if fits(2, 1) && tiles * 2 >= num_sms * 3 / 4 && columns >= 2 * LONG_SUM {
+            return Self { split: 2, blocks_per_sm: 1 };
         }
         let shortest = SHORTEST_SUM * x_rows(m) / X_ROWS[0];
         let split = largest(&|split| fits(split, 2) && columns >= split * shortest);
@@ -98,7 +95,9 @@ fn x_rows(m: usize) -> usize {
 
 fn spec(x_rows: usize, is_scaled: bool) -> KernelSpec {
     let spec = KernelSpec::new(&SOURCE, "skinny").dtype("OUT_T", DType::BF16);
-    spec.int("X_ROWS", x_rows as i64).int("SCALED", i64::from(is_scaled))
+    let spec = spec.int("X_ROWS", x_rows as i64).int("W_ROWS", W_ROWS as i64).int("SCALED", i64::from(is_scaled));
+    let spec = spec.int("MAX_SPLIT", MAX_SPLIT as i64).int("MAX_STAGES", MAX_STAGES as i64);
+    spec.int("MAX_BLOCKS_PER_SM", MAX_BLOCKS_PER_SM as i64)
 }
 
 /// Every kernel that a model may need.
@@ -120,9 +119,10 @@ pub(super) fn launch(
     let mut args = Args::new();
     let of_x = map(x, x_rows)?;
     args.tensor_map(&of_x);
-    for i in 0..3 {
-        // A part that there isn't has no tiles.
-        args.tensor_map(&weight.get(i).map_or(Ok(of_x), |part| map(part, W_ROWS))?);
+    for i in 0..MAX_PARTS {
+        // A part that there isn't, or that has no rows, has no tiles; and no map can be made for it.
+        let part = weight.get(i).filter(|part| num_rows(part) > 0);
+        args.tensor_map(&part.map_or(Ok(of_x), |part| map(part, W_ROWS))?);
     }
     args.ptr_mut(out)?;
     let rows = [0, 1, 2].map(|i| weight.get(i).map_or(0, num_rows));
@@ -136,7 +136,7 @@ pub(super) fn launch(
     let of_rows = scales.as_ref().map(|scales| scales.x.reshape(&[scales.x.shape().num_elements()]));
     let of_rows = of_rows.transpose()?.map(|scales| scales.rows(first..scales.shape().num_elements())).transpose()?;
     args.ptr_or_null(of_rows.as_ref())?;
-    for i in 0..3 {
+    for i in 0..MAX_PARTS {
         args.ptr_or_null(scales.as_ref().and_then(|scales| scales.weight.get(i)))?;
     }
     let (stages, ring_bytes) = skinny.ring(x_rows);
@@ -171,6 +171,13 @@ mod tests {
             assert_eq!(skinny(m, 24_576, 4096), (1, 3));
             assert_eq!(skinny(m, 4096, 12_288), (2, 1));
         }
+    }
+
+    #[test]
+    fn long_sums_of_few_tiles_are_shared_by_more_blocks() {
+        assert_eq!(skinny(16, 2048, 6144), (4, 2));
+        assert_eq!(skinny(16, 2560, 9728), (4, 2));
+        assert_eq!(skinny(16, 1024, 12_288), (4, 2));
     }
 
     #[test]

@@ -30,8 +30,9 @@
 //!
 //! On CUDA, sums are float32 in an order that the algorithm chosen for the shape decides, and the tensor cores cut off
 //! what the CPU rounds: twice that error. A row's bits are the same for any `m` up to eight where `gemv.cu` is used,
-//! for 9 to 16, 17 to 32 and 33 to 64 where `skinny_sm90.cu` is, and may differ between other numbers of rows. f32 products are true float32 (no TF32). Partial sums are never
-//! rounded to bf16; with a bias and a bf16 `out`, cuBLASLt rounds the whole sum before it adds the bias.
+//! for 9 to 16, 17 to 32 and 33 to 64 where `skinny_sm90.cu` is, and may differ between other numbers of rows. f32
+//! products are true float32 (no TF32). Partial sums are never rounded to bf16; with a bias and a bf16 `out`, cuBLASLt
+//! rounds the whole sum before it adds the bias.
 //!
 //! # Source
 //! `torch.nn.functional.linear`, as the models of transformers 5.17 call it (`Qwen3VLTextMLP`, `Qwen3VLTextAttention`

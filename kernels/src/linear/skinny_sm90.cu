@@ -2,7 +2,7 @@
 // weight have a scale for each 1 x 128 and 128 x 128 elements.
 //
 // Weights are read once, at the speed of memory, as in gemv.cu, whose place this takes where there are more rows than its instruction
-// has. Rows of weight are the rows of wgmma's products and rows of x their columns, so that a product is as small as there are few.
+// has. Rows of weight are the rows of wgmma's products and rows of x their columns: the fewer there are, the smaller the products.
 //
 // Grid: a cluster of `split` blocks for each tile of 64 rows of weight, which share its columns, in blocks of 128 as scales have them.
 // All run at once if they can, several to a multiprocessor. Block: a warpgroup that multiplies, and a warp that brings weights and x into a
@@ -10,7 +10,7 @@
 // columns in its shared memory, and adds up its share of the tile's from all of them, in the order of columns: an output's bits
 // depend on its row of x, its row of weight, k and split alone.
 //
-// Needs: k, each part's number of rows, out_stride and all addresses are multiples of 16 (bytes); x_scales_stride of 4; m is 1 to
+// Needs: k, each part's number of rows and out_stride are multiples of 16, all addresses of 16 bytes, x_scales_stride of 4; m is 1 to
 // X_ROWS. Columns beyond the last, and rows of x, are zeros by their maps.
 // Shared memory: `stages` places of STAGE_BYTES, as many rows of scales, and a KiB to begin at a multiple of 1024 bytes.
 // Bound: bytes of weight at 4.5 TB/s on an H200. x adds X_ROWS / 64 of that from the level-2 cache.
@@ -23,17 +23,14 @@
 #include "cluster.cuh"
 #include "hopper.cuh"
 
-#define W_ROWS 64
 #define COLUMNS 128
 #define CONSUMERS 128
 #define THREADS (CONSUMERS + 32)
 #define WEIGHT_BYTES (W_ROWS * COLUMNS)
 #define STAGE_BYTES (WEIGHT_BYTES + X_ROWS * COLUMNS)
-#define MAX_STAGES 16
-#define MAX_SPLIT 4
 // What a lane has of a product.
 #define SUMS (X_ROWS / 2)
-// From a row of sums to the next: lanes write without conflicts. They lie where the ring was, of which two places are as long.
+// From a row of sums to the next: lanes write without conflicts. They lie where the ring was, of which two places suffice.
 #define SUMS_STRIDE (W_ROWS + 4)
 static_assert(2 * STAGE_BYTES >= X_ROWS * SUMS_STRIDE * 4, "sums fit");
 
@@ -44,7 +41,7 @@ struct Tile {
     int first_row, num_rows, column;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS_PER_SM)
 skinny(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight0,
        const __grid_constant__ TensorMap weight1, const __grid_constant__ TensorMap weight2, OUT_T* out, int rows0, int rows1,
        int rows2, int m, int k, int out_stride, const f32_t* x_scales, const f32_t* __restrict__ scales0,

@@ -6,13 +6,11 @@ use foveal_device::{Args, CudaStream, DType, DeviceError, KernelSource, KernelSp
 use super::cuda::{HEADERS, common_params};
 use super::{PagedAttention, Sizes, Work};
 use crate::KvLayout;
-use crate::cuda::following;
+use crate::cuda::{HOPPER_CAPABILITY, following};
 
 static SOURCE: KernelSource =
     KernelSource { name: "paged_attention_prefill", text: include_str!("prefill_sm90.cu"), headers: HEADERS };
 
-/// The cards whose kernel it is; later ones have other instructions.
-const CAPABILITY: (u32, u32) = (9, 0);
 /// Heads whose queries leave room for a merge's weights, 32 KiB.
 const HEAD_DIM: usize = 128;
 /// `PREFILL_THREADS` of the kernel: two warpgroups of consumers, one of producers and, for FP8, one that widens values.
@@ -26,7 +24,7 @@ const BOX: [usize; 2] = [32, 128];
 
 /// Whether it can take the chunks of a step.
 pub(super) fn serves(stream: &CudaStream, layout: KvLayout) -> bool {
-    stream.compute_capability() == CAPABILITY
+    stream.compute_capability() == HOPPER_CAPABILITY
         && layout.head_dim == HEAD_DIM
         && matches!(layout.dtype, DType::BF16 | DType::F8E4M3)
 }

@@ -31,9 +31,9 @@ thread_local! {
     static IS_CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// As long as it is there no other thread captures a stream. In a thread that does so itself it is nothing, and the driver's
+/// While the guard lives no other thread captures a stream. A thread that captures one itself is given none, so that the driver's
 /// refusal says what is wrong.
-pub(super) fn without_captures() -> Option<MutexGuard<'static, ()>> {
+pub(crate) fn without_captures() -> Option<MutexGuard<'static, ()>> {
     (!IS_CAPTURING.get()).then(|| CAPTURE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
@@ -58,7 +58,8 @@ impl Drop for Capturing {
 
 impl CudaStream {
     /// Records what `work` gives to this stream instead of running it. What it needs (modules, plans) must be loaded: run
-    /// it once before. One thread captures at a time, others wait. Nobody else may use the stream meanwhile.
+    /// it once before. One thread of the process captures at a time, and whoever waits for a whole GPU waits until it
+    /// is through: `work` must not wait for another thread that does either. Nobody else may use the stream meanwhile.
     ///
     /// # Errors
     /// What `work` fails with, [`DeviceError::Capture`] for work that allocated, and [`DeviceError::Driver`] where the
@@ -155,7 +156,7 @@ impl CudaStream {
         Ok(Times::of(self.time_calls_until(num_calls, work, |times| times.len() >= TIMED_REPLAYS)?))
     }
 
-    /// As [`CudaStream::time_calls`]: the microseconds of one call in each of the replays, which end when `is_enough` of
+    /// As [`CudaStream::time_calls`]: the microseconds of one call in each replay so far are shown to `is_enough`, which ends
     /// them. Recorded, so that it is the GPU that is timed, however slow the host.
     pub(crate) fn time_calls_until<E: From<DeviceError>>(
         &self,
@@ -223,6 +224,16 @@ mod tests {
             }
             assert!(downloads.join().unwrap());
         });
+    }
+
+    #[test]
+    fn a_download_within_a_capture_is_refused_and_the_next_capture_works() {
+        let Some(device) = gpu() else { return };
+        let mut tensor = Tensor::zeros(&device, DType::F32, &[64]).unwrap();
+        let stream = device.stream().cuda().unwrap();
+        assert!(stream.capture(|| tensor.to_vec::<f32>().map(|_| ())).is_err());
+        let fill = || -> Result<(), DeviceError> { stream.fill_zero(tensor.view_mut()?) };
+        assert!(stream.capture(fill).is_ok());
     }
 
     #[test]

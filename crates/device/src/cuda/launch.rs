@@ -183,7 +183,16 @@ mod tests {
         assert_eq!(ids(plain.cluster([2, 1, 1])), [CLUSTER]);
         assert_eq!(ids(plain.dependent()), [EARLY, CARVEOUT]);
         assert_eq!(ids(plain.cluster([2, 1, 1]).dependent()), [CLUSTER, EARLY, CARVEOUT]);
-        assert_eq!(ids(plain.side_by_side().cluster([2, 1, 1]).shared_bytes(1 << 16)), [CLUSTER, CARVEOUT]);
+        let large = plain.side_by_side().cluster([2, 1, 1]).shared_bytes(1 << 16);
+        assert_eq!(ids(large), [CLUSTER, CARVEOUT]);
+        assert_eq!(ids(large.dependent()), [CLUSTER, EARLY, CARVEOUT]);
+        let percent = |launch: Launch| {
+            let (attributes, count) = launch.attributes(1024);
+            // SAFETY: the last attribute is a carveout, as was seen above, whose value is this one.
+            unsafe { attributes[count - 1].value.sharedMemCarveout }
+        };
+        assert_eq!([large, large.dependent(), plain.dependent().side_by_side()].map(percent), [100; 3]);
+        assert_eq!(percent(plain.dependent()), SMALL_CARVEOUT_PERCENT);
         // Such as take what they need, and one whose blocks come one after the other.
         assert_eq!(ids(plain.dependent().shared_bytes(3 << 10)), [EARLY, CARVEOUT]);
         assert_eq!([(3 << 10) + 1, u32::MAX].map(|bytes| ids(plain.dependent().shared_bytes(bytes))), [[EARLY]; 2]);

@@ -10,6 +10,7 @@ use cudarc::driver::{result, sys};
 
 use super::CudaDevice;
 use super::context::driver_error;
+use super::graph::without_captures;
 use crate::{CubinCache, DeviceError, KernelSpec};
 
 /// Dynamic shared memory that every kernel may take; more must be asked for once.
@@ -56,6 +57,8 @@ impl Modules {
 
     /// Unloads all; the context must be current.
     pub(super) fn unload(&mut self) {
+        // It may wait for the GPU.
+        let _captures = without_captures();
         let loaded = self.loaded.get_mut().unwrap_or_else(PoisonError::into_inner);
         for (_, kernel) in loaded.drain() {
             // SAFETY: loaded in `load`, unloaded once; the device goes, so nothing launches it any more.

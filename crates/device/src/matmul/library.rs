@@ -8,6 +8,7 @@ use cudarc::cublaslt::sys;
 use cudarc::driver::sys::CUstream;
 
 use crate::DeviceError;
+use crate::cuda::without_captures;
 use crate::libraries;
 
 /// An algorithm with all that is set in it, as the library serialises it: for the same version of the library alone.
@@ -176,6 +177,8 @@ impl Library {
 
 impl Drop for Library {
     fn drop(&mut self) {
+        // It may wait for the GPU.
+        let _captures = without_captures();
         // SAFETY: created in `open`, destroyed once.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }

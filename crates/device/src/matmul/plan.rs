@@ -14,7 +14,7 @@ const MAX_CANDIDATES: usize = 16;
 const LONG_SUM: usize = 8192;
 /// Columns of a product for which it proposes others.
 const SHORT_SUM: usize = 2048;
-/// For fewer rows the library leaves out some that it proposes for these, and which may be the quickest.
+/// For fewer rows than these the library proposes others, of which the quickest may be slower than one that it proposes for these.
 const FEW_ROWS: usize = 128;
 
 /// The largest alignment that any algorithm makes use of: of vector loads, and of bulk tensor copies.

@@ -207,7 +207,7 @@ impl Sequence {
         self.pictures.iter().filter(|picture| picture.is_held).map(|picture| picture.hash)
     }
 
-    /// Whether it uses its picture of this index, which may be the same picture as another one of it.
+    /// Whether it uses its picture of this index; equal pictures count separately.
     #[cfg(test)]
     pub(crate) fn holds(&self, image: usize) -> bool {
         self.pictures.get(image).is_some_and(|picture| picture.is_held)

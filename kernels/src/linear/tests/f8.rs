@@ -150,23 +150,36 @@ fn a_few_dozen_rows_of_any_shape(device: &Device) {
     if !multiplies_f8(device) {
         return;
     }
-    // Parts that end within a tile, a block of scales and at their ends; sums that are shorter than a block, end within one, or are
-    // shared by two blocks of the GPU and by four; as many rows as there are columns of the product, fewer, and more than of one.
-    let shapes: [([usize; 2], &[usize]); 6] = [
+    // Parts that end within a tile, a block of scales and at their ends, or have no rows; sums that are shorter than a block of
+    // scales, end within one, or are shared on Hopper by two blocks of the card and by four, alike or not; as many rows as there are
+    // columns of the product, and fewer.
+    let shapes: [([usize; 2], &[usize]); 9] = [
         ([9, 16], &[16]),
         ([16, 144], &[48, 16, 112]),
+        ([12, 128], &[16, 0, 32]),
+        ([16, 2064], &[128, 80]),
         ([20, 1024], &[64, 208]),
         ([32, 2064], &[128, 80]),
+        ([31, 4112], &[80]),
         ([33, 1536], &[144]),
         ([64, 2560], &[32]),
     ];
     for (dims, parts) in shapes {
         Problem::new(device, dims, parts, false).check(device);
     }
-    // Of the parts only the last one may end within a block of scales. Rows are a multiple of 4.
-    for (dims, parts) in
-        [([12, 512], &[16][..]), ([20, 1040], &[128, 80]), ([64, 2560], &[256, 128, 16]), ([100, 400], &[208])]
-    {
+    // Of the parts only the last one may end within a block of scales. Rows are a multiple of 4, and of some there is more than a
+    // launch of them.
+    let shapes: [([usize; 2], &[usize]); 8] = [
+        ([12, 512], &[16]),
+        ([16, 2064], &[128, 80]),
+        ([20, 1040], &[128, 80]),
+        ([32, 4224], &[80]),
+        ([64, 2560], &[256, 128, 16]),
+        ([64, 8192], &[64]),
+        ([100, 400], &[208]),
+        ([132, 400], &[16]),
+    ];
+    for (dims, parts) in shapes {
         Problem::new(device, dims, parts, true).check(device);
     }
     // More parts than a launch has, and more tiles than run at once.
@@ -178,15 +191,21 @@ fn a_few_dozen_rows_of_any_shape(device: &Device) {
 }
 
 fn a_few_dozen_rows_depend_on_themselves_alone(device: &Device) {
-    if !multiplies_f8(device) || device.stream().cuda().is_some_and(|stream| stream.compute_capability() != (9, 0)) {
+    if !multiplies_f8(device) {
+        return;
+    }
+    if device.stream().cuda().is_some_and(|stream| stream.compute_capability() != (9, 0)) {
         println!("skipped: this GPU's library may choose another algorithm for other rows");
         return;
     }
-    let problem = Problem::new(device, [32, 2048], &[64, 32], false);
-    let all = problem.run(device, 0..32, DType::BF16).unwrap();
-    for rows in [0..17, 3..23, 8..32, 0..31] {
-        let own = &all[rows.start * 96..rows.end * 96];
-        assert_bitwise_equal(&problem.run(device, rows, DType::BF16).unwrap(), own);
+    // By four blocks, two, and one.
+    for (m, others) in [(16, [0..9, 3..14]), (32, [0..17, 8..32]), (64, [0..33, 20..60])] {
+        let problem = Problem::new(device, [m, 2048], &[64, 32], false);
+        let all = problem.run(device, 0..m, DType::BF16).unwrap();
+        for rows in others {
+            let own = &all[rows.start * 96..rows.end * 96];
+            assert_bitwise_equal(&problem.run(device, rows, DType::BF16).unwrap(), own);
+        }
     }
 }
 

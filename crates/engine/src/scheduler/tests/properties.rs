@@ -125,8 +125,8 @@ proptest! {
     }
 }
 
-/// The second place of a picture waits until the first one is through with it: what failed beside it may be its embeddings, which
-/// are then encoded anew. Who arrived later goes on meanwhile.
+/// The second place of a picture waits until the first one is through with it: the embeddings that it shares may be what made the
+/// other request fail, and are encoded anew. Who arrived later goes on meanwhile.
 #[test]
 fn a_picture_twice_in_a_request_waits_for_itself_when_somebody_beside_it_failed() {
     let limits = Limits {
