@@ -125,8 +125,8 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
 #define WGMMA_SUMS_32(i) WGMMA_SUMS_8(i), WGMMA_SUMS_8(i + 8), WGMMA_SUMS_8(i + 16), WGMMA_SUMS_8(i + 24)
 #define WGMMA_SUMS_64 WGMMA_SUMS_32(0), WGMMA_SUMS_32(32)
 
-// `shape`: columns and elements of 32 bytes; `layouts`: of 16-bit ones, that both operands are K-major; `operands`: what follows the
-// sums, of which the last says whether to add to them.
+// `shape`: columns and elements of 32 bytes; `layouts`: of 16-bit ones, that both operands are K-major; `names`, `operands`,
+// `accumulates_name`: those of the sums, of both operands, and of whether to add to the sums.
 #define WGMMA_SHARED(shape, type, names, operands, accumulates_name, layouts, sums) \
     asm volatile("{\n" \
                  ".reg .pred p;\n" \

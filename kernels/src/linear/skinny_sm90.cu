@@ -5,9 +5,9 @@
 // has. Rows of weight are the rows of wgmma's products and rows of x their columns: the fewer there are, the smaller the products.
 //
 // Grid: a cluster of `split` blocks for each tile of 64 rows of weight, which share its columns, in blocks of 128 as scales have them.
-// All run at once if they can, several to a multiprocessor. Block: a warpgroup that multiplies, and a warp that brings weights and x into a
-// ring of `stages` places. The first places' weights come while the kernel before ends. Then each block has float32 sums of its
-// columns in its shared memory, and adds up its share of the tile's from all of them, in the order of columns: an output's bits
+// All run at once if they can, several to a multiprocessor. Block: a warpgroup that multiplies, and a warp that brings weights and x
+// into a ring of `stages` places. The first places' weights come while the kernel before ends. Then each block has float32 sums of
+// its columns in its shared memory, and adds up its share of the tile's from all of them, in the order of columns: an output's bits
 // depend on its row of x, its row of weight, k and split alone.
 //
 // Needs: k, each part's number of rows and out_stride are multiples of 16, all addresses of 16 bytes, x_scales_stride of 4; m is 1 to
