@@ -23,9 +23,9 @@ const TILE_ROWS: usize = 8;
 /// With scales by block the library takes sums over multiples of it: rows of scales are copied 16 bytes at a time.
 const BLOCKS_MULTIPLE: usize = 512;
 /// Stacked weights of one launch.
-pub(super) const MAX_PARTS: usize = 3;
-/// Bytes of the kernel's loads of activations and weights.
-const LOAD_BYTES: u64 = 16;
+const MAX_PARTS: usize = 3;
+/// Bytes of a load of activations or weights, and what sizes and addresses are multiples of for Hopper's tensor maps and bulk copies.
+const LOAD_BYTES: usize = 16;
 /// The kernels count columns and rows of weight by an `int` and step beyond the last.
 const MAX_COLUMNS: usize = 1 << 30;
 
@@ -77,7 +77,7 @@ fn plan(product: Product, num_sms: u32) -> Option<Ours> {
 /// The launch of `gemv.cu`, if it takes the product.
 fn gemv(product: Product, num_sms: u32) -> Option<Gemv> {
     let Product { m, n, k, is_ours_alone, x, is_aligned, .. } = product;
-    let load_len = LOAD_BYTES as usize / x.size_bytes();
+    let load_len = LOAD_BYTES / x.size_bytes();
     let can_load = x != DType::F32 && is_aligned && k.is_multiple_of(load_len) && k <= MAX_COLUMNS;
     // Without columns nothing is loaded, and cuBLASLt refuses.
     if k != 0 && ((m > MAX_GEMV_ROWS && !is_ours_alone) || !can_load) {
@@ -116,8 +116,14 @@ pub(crate) fn variants() -> Vec<KernelSpec> {
         .collect()
 }
 
+/// Whether a view begins at a multiple of [`LOAD_BYTES`].
+fn is_aligned(view: &View<'_>) -> Result<bool, OpError> {
+    let address = view.device_ptr().map_err(|e| OP.device(e))?;
+    Ok(address.is_multiple_of(LOAD_BYTES as u64))
+}
+
 /// Rows of a part of the weights.
-pub(super) fn num_rows(part: &View<'_>) -> usize {
+fn num_rows(part: &View<'_>) -> usize {
     part.shape().first().copied().unwrap_or(0)
 }
 
@@ -162,31 +168,28 @@ impl Linear<'_> {
             OP.shape("bias", bias.shape(), &[n])?;
             OP.dtype("bias", bias.dtype(), out, "the dtype of out on CUDA")?;
         }
-        let mut is_aligned = true;
+        let mut are_aligned = true;
         for operand in self.weight.iter().chain([&self.x]) {
-            is_aligned &= operand.device_ptr().map_err(|e| OP.device(e))?.is_multiple_of(LOAD_BYTES);
+            are_aligned &= is_aligned(operand)?;
         }
         let is_ours_alone = self.scales.is_some() && !k.is_multiple_of(BLOCKS_MULTIPLE);
-        let skinny_tiles = if is_aligned && hopper::serves(stream) { self.skinny_tiles(k)? } else { None };
-        Ok(Product { m, n, k, is_ours_alone, x, is_aligned, skinny_tiles })
+        let skinny_tiles = if are_aligned && hopper::serves(stream) { self.skinny_tiles(k)? } else { None };
+        Ok(Product { m, n, k, is_ours_alone, x, is_aligned: are_aligned, skinny_tiles })
     }
 
     /// Tiles of the weights for Hopper's own kernel, if types, sizes and addresses are such as it takes.
     fn skinny_tiles(&self, k: usize) -> Result<Option<usize>, OpError> {
-        let is_aligned = |address: Result<u64, DeviceError>| {
-            address.map(|address| address.is_multiple_of(hopper::ALIGNMENT as u64)).map_err(|e| OP.device(e))
-        };
         let mut fits = self.x.dtype() == DType::F8E4M3 && self.out.dtype() == DType::BF16;
         // Sums of 128 columns are short enough.
         fits &= FAST_ACCUMULATION || self.scales.is_some();
-        fits &= k.is_multiple_of(hopper::ALIGNMENT) && k <= MAX_COLUMNS && is_aligned(self.out.device_ptr())?;
+        fits &= k.is_multiple_of(LOAD_BYTES) && k <= MAX_COLUMNS && is_aligned(&self.out.as_view())?;
         if let Some(scales) = &self.scales {
-            fits &= is_aligned(scales.x.device_ptr())?;
+            fits &= is_aligned(&scales.x)?;
         }
         let mut tiles = 0_usize;
         for part in self.weight {
             let n = num_rows(part);
-            fits &= n.is_multiple_of(hopper::ALIGNMENT) && n <= MAX_COLUMNS;
+            fits &= n.is_multiple_of(LOAD_BYTES) && n <= MAX_COLUMNS;
             tiles = tiles.saturating_add(hopper::tiles(n));
         }
         Ok(fits.then_some(tiles))
@@ -271,7 +274,8 @@ fn each_part(
     Ok(())
 }
 
-/// A kernel of our own, over as many rows and parts as there are. A model's product is one launch; more rows or parts than one takes are several.
+/// A kernel of our own, over as many rows and parts as there are. A model's product is one launch; more rows or parts than one takes
+/// are several.
 fn by_ours(stream: &CudaStream, product: Product, ours: Ours, args: Linear<'_>) -> Result<(), DeviceError> {
     let Product { m, n, .. } = product;
     let Linear { x, weight, bias, scales, out } = args;
@@ -294,7 +298,7 @@ fn by_ours(stream: &CudaStream, product: Product, ours: Ours, args: Linear<'_>) 
             });
             let of_launch = Parts { x, weight: parts, bias, scales };
             match ours {
-                Ours::Gemv(gemv) => launch(stream, gemv, of_launch, &out, n)?,
+                Ours::Gemv(gemv) => launch(stream, gemv, &of_launch, &out, n)?,
                 Ours::Skinny(skinny) => hopper::launch(stream, skinny, &of_launch, &out, n)?,
             }
             column += parts.iter().map(num_rows).sum::<usize>();
@@ -311,35 +315,63 @@ pub(super) struct Parts<'a> {
     pub(super) scales: Option<PartScales<'a>>,
 }
 
+impl<'a> Parts<'a> {
+    /// Rows and columns of `x`.
+    pub(super) fn sizes(&self) -> [usize; 2] {
+        [0, 1].map(|i| self.x.shape().get(i).copied().unwrap_or(0))
+    }
+
+    /// Rows of each part; a part that there isn't has none.
+    pub(super) fn rows(&self) -> [usize; MAX_PARTS] {
+        std::array::from_fn(|i| self.weight.get(i).map_or(0, num_rows))
+    }
+
+    /// The scales of each part.
+    pub(super) fn part_scales(&self) -> [Option<&View<'a>>; MAX_PARTS] {
+        std::array::from_fn(|i| self.scales.as_ref().and_then(|scales| scales.weight.get(i)))
+    }
+}
+
 /// Block scales of a launch, whose first row of `x` is row `first` of all.
 pub(super) struct PartScales<'a> {
     pub(super) x: View<'a>,
     pub(super) first: usize,
-    pub(super) weight: &'a [View<'a>],
+    weight: &'a [View<'a>],
+}
+
+impl<'a> PartScales<'a> {
+    /// The scales of `x`, `[k / 128, all rows]`, from the launch's first row on.
+    pub(super) fn of_rows(&self) -> Result<View<'a>, DeviceError> {
+        let len = self.x.shape().num_elements();
+        self.x.reshape(&[len])?.rows(self.first..len)
+    }
 }
 
 /// One launch. `out` begins at the first part's first column, and its rows are `out_stride` apart.
 fn launch(
     stream: &CudaStream,
     gemv: Gemv,
-    Parts { x, weight, bias, scales }: Parts<'_>,
+    parts: &Parts<'_>,
     out: &ViewMut<'_>,
     out_stride: usize,
 ) -> Result<(), DeviceError> {
-    let part = |i: usize| weight.get(i);
-    let part_scales = |i: usize| scales.as_ref().and_then(|scales| scales.weight.get(i));
-    let rows = [0, 1, 2].map(|i| part(i).map_or(0, num_rows));
+    let Parts { x, weight, bias, scales } = parts;
+    let (rows, [m, k]) = (parts.rows(), parts.sizes());
     let tiles: usize = rows.iter().map(|rows| rows.div_ceil(gemv.groups * TILE_ROWS)).sum();
     let mut args = Args::new();
-    args.ptr(&x)?.ptr_or_null(part(0))?.ptr_or_null(part(1))?.ptr_or_null(part(2))?;
+    args.ptr(x)?;
+    for i in 0..MAX_PARTS {
+        args.ptr_or_null(weight.get(i))?;
+    }
     args.ptr_or_null(bias.as_ref())?.ptr_mut(out)?;
     for rows in rows {
         args.usize_as_i32(rows)?;
     }
-    let [m, k] = [0, 1].map(|i| x.shape().get(i).copied().unwrap_or(0));
     args.usize_as_i32(m)?.usize_as_i32(k)?.usize_as_i32(out_stride)?;
     args.ptr_or_null(scales.as_ref().map(|scales| &scales.x))?;
-    args.ptr_or_null(part_scales(0))?.ptr_or_null(part_scales(1))?.ptr_or_null(part_scales(2))?;
+    for of_part in parts.part_scales() {
+        args.ptr_or_null(of_part)?;
+    }
     let (first, stride) = scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()));
     args.usize_as_i32(first)?.usize_as_i32(stride)?;
     // Blocks stay, and go from tile to tile.

@@ -5,7 +5,7 @@ use foveal_device::{
     Args, CudaStream, DType, DeviceError, KernelSource, KernelSpec, Launch, Swizzle, TensorMap, ViewMut,
 };
 
-use super::cuda::{MAX_PARTS, Parts, num_rows};
+use super::cuda::{PartScales, Parts};
 use crate::cuda::{CLUSTER, HOPPER, HOPPER_CAPABILITY, MBARRIER, PRELUDE, following};
 
 static SOURCE: KernelSource = KernelSource {
@@ -14,8 +14,6 @@ static SOURCE: KernelSource = KernelSource {
     headers: &[PRELUDE, MBARRIER, CLUSTER, HOPPER],
 };
 
-/// What sizes and addresses are multiples of, in bytes: tensor maps and bulk copies need it.
-pub(super) const ALIGNMENT: usize = 16;
 /// Rows of `x` that there are kernels for.
 const X_ROWS: [usize; 3] = [16, 32, 64];
 /// The most rows of `x` of a launch.
@@ -33,8 +31,10 @@ const MAX_STAGES: usize = 16;
 /// Shared memory of a multiprocessor, and of one block of it at most.
 const SM_BYTES: usize = 228 << 10;
 const MAX_BLOCK_BYTES: usize = 227 << 10;
-/// What a block has beside its ring: the system's share, barriers, and what is lost to begin at a multiple of 1024.
-const OTHER_BYTES: usize = 1024 + 256 + 1024;
+/// A ring begins at a multiple of so many bytes, and what is lost for that is asked for as well.
+const RING_ALIGNMENT: usize = 1024;
+/// What a block has beside its ring: the system's share, barriers, and what is lost before the ring.
+const OTHER_BYTES: usize = 1024 + 256 + RING_ALIGNMENT;
 /// Blocks of a multiprocessor at most, for which registers are kept.
 const MAX_BLOCKS_PER_SM: usize = 3;
 
@@ -66,14 +66,14 @@ impl Skinny {
     pub(super) fn new(m: usize, tiles: usize, k: usize, num_sms: u32) -> Self {
         let (num_sms, columns) = (num_sms as usize, k.div_ceil(COLUMNS));
         let fits = |split: usize, blocks_per_sm: usize| tiles * split <= num_sms * blocks_per_sm;
-        let largest = |fits: &dyn Fn(usize) -> bool| [4, 2].into_iter().find(|&split| fits(split)).unwrap_or(1);
         // With two to a multiprocessor one's start and end lie beside the other's work; but where sums are long, what counts is that
         // each has as much work, and clusters of two blocks come out even while those of four don't.
         if fits(2, 1) && tiles * 2 >= num_sms * 3 / 4 && columns >= 2 * LONG_SUM {
             return Self { split: 2, blocks_per_sm: 1 };
         }
         let shortest = SHORTEST_SUM * x_rows(m) / X_ROWS[0];
-        let split = largest(&|split| fits(split, 2) && columns >= split * shortest);
+        let is_good = |split: &usize| fits(*split, 2) && columns >= split * shortest;
+        let split = [MAX_SPLIT, 2].into_iter().find(is_good).unwrap_or(1);
         // Clusters of four don't fill every multiprocessor: an eighth more must fit.
         let blocks = if split == MAX_SPLIT { tiles * split * 9 / 8 } else { tiles * split };
         Self { split, blocks_per_sm: blocks.div_ceil(num_sms).clamp(2, MAX_BLOCKS_PER_SM) }
@@ -109,43 +109,40 @@ pub(super) fn variants() -> impl Iterator<Item = KernelSpec> {
 pub(super) fn launch(
     stream: &CudaStream,
     skinny: Skinny,
-    Parts { x, weight, scales, .. }: &Parts<'_>,
+    parts: &Parts<'_>,
     out: &ViewMut<'_>,
     out_stride: usize,
 ) -> Result<(), DeviceError> {
-    let [m, k] = [0, 1].map(|i| x.shape().get(i).copied().unwrap_or(0));
+    let Parts { x, weight, scales, .. } = parts;
+    let (rows, [m, k]) = (parts.rows(), parts.sizes());
     let x_rows = x_rows(m);
     let map = |view, rows| TensorMap::matrix(stream.device(), view, [rows as u32, COLUMNS as u32], Swizzle::Bytes128);
     let mut args = Args::new();
     let of_x = map(x, x_rows)?;
     args.tensor_map(&of_x);
-    for i in 0..MAX_PARTS {
+    for (i, rows) in rows.into_iter().enumerate() {
         // A part that there isn't, or that has no rows, has no tiles; and no map can be made for it.
-        let part = weight.get(i).filter(|part| num_rows(part) > 0);
+        let part = weight.get(i).filter(|_| rows > 0);
         args.tensor_map(&part.map_or(Ok(of_x), |part| map(part, W_ROWS))?);
     }
     args.ptr_mut(out)?;
-    let rows = [0, 1, 2].map(|i| weight.get(i).map_or(0, num_rows));
     for rows in rows {
         args.usize_as_i32(rows)?;
     }
     args.usize_as_i32(m)?.usize_as_i32(k)?.usize_as_i32(out_stride)?;
-    // The scales of the first row of x and those behind them.
-    let stride = scales.as_ref().map_or(0, |scales| scales.x.shape().row_len());
-    let first = scales.as_ref().map_or(0, |scales| scales.first);
-    let of_rows = scales.as_ref().map(|scales| scales.x.reshape(&[scales.x.shape().num_elements()]));
-    let of_rows = of_rows.transpose()?.map(|scales| scales.rows(first..scales.shape().num_elements())).transpose()?;
+    let (first, stride) = scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()));
+    let of_rows = scales.as_ref().map(PartScales::of_rows).transpose()?;
     args.ptr_or_null(of_rows.as_ref())?;
-    for i in 0..MAX_PARTS {
-        args.ptr_or_null(scales.as_ref().and_then(|scales| scales.weight.get(i)))?;
+    for of_part in parts.part_scales() {
+        args.ptr_or_null(of_part)?;
     }
     let (stages, ring_bytes) = skinny.ring(x_rows);
-    let scale_bytes = x_rows.min(stride - first.min(stride)) * size_of::<f32>();
+    let scale_bytes = x_rows.min(stride.saturating_sub(first)) * size_of::<f32>();
     args.usize_as_i32(stride)?.usize_as_i32(scale_bytes)?.usize_as_i32(stages)?.usize_as_i32(skinny.split)?;
     let blocks = rows.into_iter().map(tiles).sum::<usize>() * skinny.split;
     let blocks = u32::try_from(blocks).map_err(|_| DeviceError::TooLarge { value: blocks })?;
     let launch = Launch::new([blocks, 1, 1], [THREADS, 1, 1]).cluster([skinny.split as u32, 1, 1]);
-    let launch = following(stream, launch.shared_bytes((ring_bytes + 1024) as u32).side_by_side());
+    let launch = following(stream, launch.shared_bytes((ring_bytes + RING_ALIGNMENT) as u32).side_by_side());
     // SAFETY: the parameters are those of `skinny` in skinny_sm90.cu. `check` has compared all shapes and types, and found sizes and
     // addresses such as it needs; the maps are those of x and the parts, and it writes m rows of as many columns as the parts have rows.
     unsafe { stream.launch(&spec(x_rows, scales.is_some()), launch, &mut args) }

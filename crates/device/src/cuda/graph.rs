@@ -37,22 +37,20 @@ pub(crate) fn without_captures() -> Option<MutexGuard<'static, ()>> {
     (!IS_CAPTURING.get()).then(|| CAPTURE.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// Says that this thread captures, until it is dropped.
-struct Capturing {
-    was_capturing: bool,
-    _others: Option<MutexGuard<'static, ()>>,
-}
+/// Says that this thread captures, until it is dropped. Within another capture of the thread it has no guard.
+struct Capturing(Option<MutexGuard<'static, ()>>);
 
 impl Capturing {
     fn begin() -> Self {
-        let _others = without_captures();
-        Self { was_capturing: IS_CAPTURING.replace(true), _others }
+        let others = without_captures();
+        IS_CAPTURING.set(true);
+        Self(others)
     }
 }
 
 impl Drop for Capturing {
     fn drop(&mut self) {
-        IS_CAPTURING.set(self.was_capturing);
+        IS_CAPTURING.set(self.0.is_none());
     }
 }
 
@@ -168,19 +166,20 @@ impl CudaStream {
         all()?;
         let mut graph = self.capture(&mut all)?;
         let (mut start, mut end) = (Event::with_timing(self.device())?, Event::with_timing(self.device())?);
-        let mut times = Vec::with_capacity(TIMED_REPLAYS);
-        // The first replay brings the graph to the GPU.
-        let mut is_first = true;
-        while !is_enough(&times) {
+        let mut replay = || -> Result<f32, DeviceError> {
             self.record(&mut start)?;
             // SAFETY: `work` holds all memory that was recorded until this function is over: the driver refuses to free
             // any during a capture, and to free it later, after an error here, waits for the GPU.
             unsafe { self.replay(&mut graph) }?;
             self.record(&mut end)?;
             end.wait()?;
-            if !std::mem::take(&mut is_first) {
-                times.push(end.milliseconds_since(&start)? * 1e3 / num_calls.max(1) as f32);
-            }
+            Ok(end.milliseconds_since(&start)? * 1e3 / num_calls.max(1) as f32)
+        };
+        // The first one brings the graph to the GPU.
+        replay()?;
+        let mut times = Vec::with_capacity(TIMED_REPLAYS);
+        while !is_enough(&times) {
+            times.push(replay()?);
         }
         Ok(times)
     }

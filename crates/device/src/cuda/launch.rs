@@ -93,19 +93,25 @@ impl Launch {
             let cluster = Value { clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z } };
             add(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
         }
-        let mut has_carveout = self.side_by_side;
         if self.dependent {
             let allowed = Value { programmaticStreamSerializationAllowed: 1 };
             add(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed);
-            let num_blocks = self.grid.into_iter().map(u64::from).fold(1, u64::saturating_mul);
-            let shared_bytes = self.shared_bytes.saturating_add(static_shared_bytes);
-            has_carveout |= shared_bytes <= SMALL_SHARED_BYTES && num_blocks <= SMALL_GRID;
         }
-        if has_carveout {
-            let percent = if self.side_by_side { 100 } else { SMALL_CARVEOUT_PERCENT };
+        if let Some(percent) = self.carveout_percent(static_shared_bytes) {
             add(Id::CU_LAUNCH_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, Value { sharedMemCarveout: percent });
         }
         (attributes, count)
+    }
+
+    /// The share of a multiprocessor's memory to be shared memory, if it isn't left to the driver.
+    fn carveout_percent(&self, static_shared_bytes: u32) -> Option<u32> {
+        let num_blocks = self.grid.into_iter().map(u64::from).fold(1, u64::saturating_mul);
+        let shared_bytes = self.shared_bytes.saturating_add(static_shared_bytes);
+        let is_small = shared_bytes <= SMALL_SHARED_BYTES && num_blocks <= SMALL_GRID;
+        match self.side_by_side {
+            true => Some(100),
+            false => (self.dependent && is_small).then_some(SMALL_CARVEOUT_PERCENT),
+        }
     }
 }
 

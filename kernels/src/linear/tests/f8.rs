@@ -4,6 +4,7 @@ use foveal_device::{CudaStream, DType, Device, Tensor, View};
 use foveal_testkit::{assert_bitwise_equal, assert_close_at};
 
 use crate::OpError;
+use crate::cuda::HOPPER_CAPABILITY;
 use crate::linear::{BlockScales, Linear, linear};
 use crate::quantize::{GROUP, group_stride};
 use crate::testing::{blamed, device_tests, load, load64, random, tensor, to_f32, values, zeros};
@@ -194,7 +195,7 @@ fn a_few_dozen_rows_depend_on_themselves_alone(device: &Device) {
     if !multiplies_f8(device) {
         return;
     }
-    if device.stream().cuda().is_some_and(|stream| stream.compute_capability() != (9, 0)) {
+    if device.stream().cuda().is_some_and(|stream| stream.compute_capability() != HOPPER_CAPABILITY) {
         println!("skipped: this GPU's library may choose another algorithm for other rows");
         return;
     }
