@@ -1,6 +1,7 @@
 """How much HF transformers itself loses by FP8 with blocks of 128: the divergence of its FP8 form from its bfloat16.
 
 fp8_kl_hf.py MODEL_DIR QUESTIONS_JSONL [--limit 60] [--emulate]      needs torch, transformers 5.17, pillow
+fp8_kl_hf.py MODEL_DIR --random-prompts 8 [--tokens 256] [--emulate]
 
 Without --emulate it quantises through FineGrainedFP8Config. That needs an NVIDIA GPU of compute capability 8.9 or more,
 the package accelerate, and kernels that transformers loads from the hub by the package `kernels`; where one of them is
@@ -9,7 +10,8 @@ weights in blocks of 128 x 128 and activations in groups of 128, both rounded to
 float32. Decoder layers only: the vision tower and lm_head stay bfloat16, as in the published FP8 checkpoints.
 
 Both are fed with the questions' right answers, all of a prompt in one pass. The figures are those of `accuracy --along
-given`: nats over the vocabulary at each of the answer's tokens, the one that ends it included.
+given`: nats over the vocabulary at each of the answer's tokens, the one that ends it included. With --random-prompts they
+are those of `accuracy kl`, at each token of prompts of random tokens (other ones than there).
 """
 import argparse
 import json
@@ -49,6 +51,15 @@ def cases(model_dir, config, path, limit):
         types = (ids == config.image_token_id).int()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": types, **extra}
         yield inputs, len(answer)
+
+
+def random_cases(config, num_prompts, num_tokens):
+    """Prompts of random tokens, which are looked at behind each of them."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(num_prompts):
+        ids = torch.randint(config.text_config.vocab_size, (1, num_tokens), generator=generator)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": torch.zeros_like(ids)}
+        yield inputs, num_tokens
 
 
 def picture(folder, entry):
@@ -106,11 +117,26 @@ def quantised(model_dir, device):
     ).eval()
 
 
+def add_cases(parser, limit):
+    """The arguments that say what a model is fed with."""
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("questions", nargs="?")
+    kind.add_argument("--random-prompts", type=int)
+    parser.add_argument("--limit", type=int, default=limit)
+    parser.add_argument("--tokens", type=int, default=256)
+
+
+def chosen_cases(args, config):
+    """What the arguments of `add_cases` say."""
+    if args.questions is None:
+        return random_cases(config, args.random_prompts, args.tokens)
+    return cases(args.model_dir, config, args.questions, args.limit)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model_dir")
-    parser.add_argument("questions")
-    parser.add_argument("--limit", type=int, default=60)
+    add_cases(parser, 60)
     parser.add_argument("--emulate", action="store_true")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -118,8 +144,9 @@ def main():
     try:
         candidate = emulate(load()) if args.emulate else quantised(args.model_dir, device)
         reference = load()
+        chosen = chosen_cases(args, reference.config)
         nats, same = [], 0
-        for inputs, num_tokens in cases(args.model_dir, reference.config, args.questions, args.limit):
+        for inputs, num_tokens in chosen:
             p, q = run(reference, inputs, num_tokens), run(candidate, inputs, num_tokens)
             nats.append((p.exp() * (p - q)).sum(-1).clamp(min=0).cpu())
             same += int((p.argmax(-1) == q.argmax(-1)).sum())

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use foveal_device::F8E4M3;
+use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -207,19 +208,26 @@ impl Layer {
             Scheme::Block => (BLOCK, BLOCK),
         };
         let grid = [n.div_ceil(rows), k.div_ceil(columns)];
-        let group = |i: usize| i / k / rows * grid[1] + i % k / columns;
-        let mut scales = vec![0.0_f32; grid[0] * grid[1]];
-        for (i, x) in self.values.iter().enumerate() {
-            let amax = &mut scales[group(i)];
-            *amax = amax.max(x.abs());
-        }
+        let mut scales: Vec<f32> = (0..grid[0] * grid[1])
+            .into_par_iter()
+            .map(|group| {
+                let [row, column] = [group / grid[1] * rows, group % grid[1] * columns];
+                let of_row = |row: usize| &self.values[row * k..][column..(column + columns).min(k)];
+                (row..(row + rows).min(n)).flat_map(of_row).fold(0.0_f32, |amax, x| amax.max(x.abs()))
+            })
+            .collect();
         for scale in &mut scales {
             // Nothing but zeros: any scale is right.
             let exact = if *scale == 0.0 { 1.0 } else { *scale / F8E4M3::MAX };
             *scale = if scheme == Scheme::Block { f32::from_bits(u32::from(bf16_bits(exact)) << 16) } else { exact };
         }
-        let bytes = self.values.iter().enumerate().map(|(i, x)| F8E4M3::from_f32(x / scales[group(i)]).to_bits());
-        let weight = Written { dtype: Dtype::F8_E4M3, shape: vec![n, k], bytes: bytes.collect() };
+        let bytes: Vec<u8> = (self.values.par_chunks(k).enumerate())
+            .flat_map_iter(|(row, values)| {
+                let of_row = &scales[row / rows * grid[1]..];
+                values.iter().enumerate().map(|(i, x)| F8E4M3::from_f32(x / of_row[i / columns]).to_bits())
+            })
+            .collect();
+        let weight = Written { dtype: Dtype::F8_E4M3, shape: vec![n, k], bytes: bytes.into() };
         let (name, scales) = match scheme {
             Scheme::Block => {
                 let bytes = scales.iter().flat_map(|&scale| bf16_bits(scale).to_le_bytes()).collect();
