@@ -146,16 +146,7 @@ template <int N> __device__ __forceinline__ void hold(u32_t (&a)[N][4]) {
                  : WGMMA_SUMS_64 \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
-// Both operands from shared memory, K-major; elements bf16, or e4m3, of which a step of the sum is 32.
-template <bool IS_F8>
-__device__ __forceinline__ void wgmma_shared(float (&d)[64], u64_t a, u64_t b, bool accumulates) {
-    if constexpr (IS_F8) {
-        WGMMA_SHARED("n128k32", "e4m3", WGMMA_NAMES_64, "%64, %65", "%66", "", WGMMA_SUMS_64);
-    } else {
-        WGMMA_SHARED("n128k16", "bf16", WGMMA_NAMES_64, "%64, %65", "%66", ", 0, 0", WGMMA_SUMS_64);
-    }
-}
-// The same with fewer columns, e4m3: 16, 32 and 64.
+// Both operands from shared memory, K-major; elements e4m3, of which a step of the sum is 32. 16, 32, 64 and 128 columns.
 __device__ __forceinline__ void wgmma_shared_f8(float (&d)[8], u64_t a, u64_t b, bool accumulates) {
     WGMMA_SHARED("n16k32", "e4m3", WGMMA_NAMES_8, "%8, %9", "%10", "", WGMMA_SUMS_8(0));
 }
@@ -164,6 +155,18 @@ __device__ __forceinline__ void wgmma_shared_f8(float (&d)[16], u64_t a, u64_t b
 }
 __device__ __forceinline__ void wgmma_shared_f8(float (&d)[32], u64_t a, u64_t b, bool accumulates) {
     WGMMA_SHARED("n64k32", "e4m3", WGMMA_NAMES_32, "%32, %33", "%34", "", WGMMA_SUMS_32(0));
+}
+__device__ __forceinline__ void wgmma_shared_f8(float (&d)[64], u64_t a, u64_t b, bool accumulates) {
+    WGMMA_SHARED("n128k32", "e4m3", WGMMA_NAMES_64, "%64, %65", "%66", "", WGMMA_SUMS_64);
+}
+// The same of either element, bf16 or e4m3.
+template <bool IS_F8>
+__device__ __forceinline__ void wgmma_shared(float (&d)[64], u64_t a, u64_t b, bool accumulates) {
+    if constexpr (IS_F8) {
+        wgmma_shared_f8(d, a, b, accumulates);
+    } else {
+        WGMMA_SHARED("n128k16", "bf16", WGMMA_NAMES_64, "%64, %65", "%66", ", 0, 0", WGMMA_SUMS_64);
+    }
 }
 
 // The left operand from registers, as `mma`'s lies in the 16 rows of each warp, the right one MN-major; elements bf16 or f16. Adds

@@ -8,6 +8,9 @@ pub(crate) const PRELUDE: Header = Header { name: "prelude.cuh", text: include_s
 pub(crate) const ATTENTION: Header = Header { name: "attention.cuh", text: include_str!("../include/attention.cuh") };
 /// Rounding to FP8, and scales of FP8 products.
 pub(crate) const QUANTIZE: Header = Header { name: "quantize.cuh", text: include_str!("../include/quantize.cuh") };
+/// Weights in up to three parts.
+pub(crate) const WEIGHT_PARTS: Header =
+    Header { name: "weight_parts.cuh", text: include_str!("../include/weight_parts.cuh") };
 /// Barriers in shared memory.
 pub(crate) const MBARRIER: Header = Header { name: "mbarrier.cuh", text: include_str!("../include/mbarrier.cuh") };
 /// Clusters of blocks.

@@ -6,14 +6,14 @@ use foveal_device::{
     MatmulShape, View, ViewMut,
 };
 
-use super::hopper::{self, Skinny};
+use super::hopper::{self, Size, Skinny};
 use super::{Linear, OP};
 use crate::OpError;
-use crate::cuda::following;
+use crate::cuda::{PRELUDE, WEIGHT_PARTS, following};
 use crate::quantize::group_stride;
 
 static GEMV: KernelSource =
-    KernelSource { name: "linear", text: include_str!("gemv.cu"), headers: crate::cuda::HEADERS };
+    KernelSource { name: "linear", text: include_str!("gemv.cu"), headers: &[PRELUDE, WEIGHT_PARTS] };
 
 /// The most rows of activations that `gemv.cu` is used for.
 const MAX_GEMV_ROWS: usize = 8;
@@ -48,6 +48,8 @@ struct Product {
     /// Rows of all weights.
     n: usize,
     k: usize,
+    /// Whether there are scales by block.
+    is_scaled: bool,
     /// Scales by block that the library doesn't take: our own kernel does all rows, eight at a time.
     is_ours_alone: bool,
     x: DType,
@@ -66,10 +68,11 @@ enum Ours {
 
 /// The kernel of our own for a product, or `None` for cuBLASLt.
 fn plan(product: Product, num_sms: u32) -> Option<Ours> {
-    let Product { m, k, is_ours_alone, skinny_tiles, .. } = product;
-    let is_for_skinny = m > MAX_GEMV_ROWS && (m <= hopper::MAX_ROWS || is_ours_alone) && k != 0;
-    match skinny_tiles.filter(|_| is_for_skinny) {
-        Some(tiles) => Some(Ours::Skinny(Skinny::new(m, tiles, k, num_sms))),
+    let Product { m, k, is_scaled, is_ours_alone, skinny_tiles, .. } = product;
+    let size = skinny_tiles.map(|tiles| Size { m, tiles, k, is_scaled });
+    let is_for_skinny = |size: &Size| m > MAX_GEMV_ROWS && (m <= size.most_rows(num_sms) || is_ours_alone) && k != 0;
+    match size.filter(is_for_skinny) {
+        Some(size) => Some(Ours::Skinny(Skinny::new(size, num_sms))),
         None => gemv(product, num_sms).map(Ours::Gemv),
     }
 }
@@ -172,9 +175,10 @@ impl Linear<'_> {
         for operand in self.weight.iter().chain([&self.x]) {
             are_aligned &= is_aligned(operand)?;
         }
-        let is_ours_alone = self.scales.is_some() && !k.is_multiple_of(BLOCKS_MULTIPLE);
+        let is_scaled = self.scales.is_some();
+        let is_ours_alone = is_scaled && !k.is_multiple_of(BLOCKS_MULTIPLE);
         let skinny_tiles = if are_aligned && hopper::serves(stream) { self.skinny_tiles(k)? } else { None };
-        Ok(Product { m, n, k, is_ours_alone, x, is_aligned: are_aligned, skinny_tiles })
+        Ok(Product { m, n, k, is_scaled, is_ours_alone, x, is_aligned: are_aligned, skinny_tiles })
     }
 
     /// Tiles of the weights for Hopper's own kernel, if types, sizes and addresses are such as it takes.
@@ -283,7 +287,7 @@ fn by_ours(stream: &CudaStream, product: Product, ours: Ours, args: Linear<'_>) 
     let mut out = out.reshape(&[len])?;
     let rows = match ours {
         Ours::Gemv(_) => TILE_ROWS,
-        Ours::Skinny(_) => hopper::MAX_ROWS,
+        Ours::Skinny(skinny) => skinny.x_rows(),
     };
     for first in (0..m).step_by(rows) {
         let x = x.rows(first..m.min(first + rows))?;
@@ -390,8 +394,16 @@ mod tests {
     use super::*;
 
     const H200_SMS: u32 = 132;
-    const QKV: Product =
-        Product { m: 1, n: 6144, k: 4096, is_ours_alone: false, x: DType::BF16, is_aligned: true, skinny_tiles: None };
+    const QKV: Product = Product {
+        m: 1,
+        n: 6144,
+        k: 4096,
+        is_scaled: false,
+        is_ours_alone: false,
+        x: DType::BF16,
+        is_aligned: true,
+        skinny_tiles: None,
+    };
 
     fn gemv(product: Product) -> Option<(usize, u32)> {
         match plan(product, H200_SMS) {
@@ -402,22 +414,26 @@ mod tests {
 
     #[test]
     fn a_few_dozen_rows_of_fp8_take_hoppers_own_kernel() {
-        let product = |m, is_ours_alone| Product {
+        let product = |m, is_scaled, is_ours_alone| Product {
             m,
             x: DType::F8E4M3,
+            is_scaled,
             is_ours_alone,
             skinny_tiles: Some(hopper::tiles(QKV.n)),
             ..QKV
         };
         let is_skinny = |product| matches!(plan(product, H200_SMS), Some(Ours::Skinny(_)));
-        let of = |is_ours_alone| [8, 9, 64, 65, 1000].map(|m| is_skinny(product(m, is_ours_alone)));
-        assert_eq!(of(false), [false, true, true, false, false]);
-        assert_eq!(of(true), [false, true, true, true, true]);
+        let of = |product: &dyn Fn(usize) -> Product| [8, 9, 64, 65, 128, 129].map(|m| is_skinny(product(m)));
+        assert_eq!(of(&|m| product(m, false, false)), [false, true, true, false, false, false]);
+        assert_eq!(of(&|m| product(m, true, false)), [false, true, true, true, true, false]);
+        let many_tiles = |m| Product { skinny_tiles: Some(384), ..product(m, true, false) };
+        assert_eq!(of(&many_tiles), [false, true, true, false, false, false]);
+        assert_eq!(of(&|m| product(m, true, true)), [false, true, true, true, true, true]);
         // A few rows, and without columns any number, are the other's.
-        assert!(gemv(product(8, true)).is_some());
-        assert!(gemv(Product { k: 0, ..product(20, false) }).is_some());
+        assert!(gemv(product(8, true, true)).is_some());
+        assert!(gemv(Product { k: 0, ..product(20, false, false) }).is_some());
         // Another card, or operands that it doesn't take.
-        assert!(!is_skinny(Product { skinny_tiles: None, ..product(20, true) }));
+        assert!(!is_skinny(Product { skinny_tiles: None, ..product(20, true, true) }));
     }
 
     #[test]

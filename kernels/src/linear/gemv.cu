@@ -20,6 +20,7 @@
 // read by as many bytes as from the cache, and costs a barrier and, at eight rows of 12288, more than there is; loads and
 // products of one slab in one turn, where ptxas moved each load to its use and left one or two in flight.
 #include "prelude.cuh"
+#include "weight_parts.cuh"
 
 #define ROWS (8 * GROUPS)
 // Scales take registers that loads in flight would have.
@@ -93,40 +94,15 @@ __device__ __forceinline__ void add_scaled(float (&acc)[GROUPS][2][4], float (&s
 }
 #endif
 
-// A block's rows of weight: some of one part's.
-struct Tile {
-    const W_T* weight;
-    const f32_t* scales;
-    int first_row, num_rows, part_column;
-};
-
-// A part's rows of weight are the columns of `out` from its offset on. Parts that there aren't have no rows.
-struct Parts {
-    const W_T* weight[3];
-    const f32_t* scales[3];
-    int rows[3];
-
-    __device__ __forceinline__ static int tiles_of(int rows) { return (rows + ROWS - 1) / ROWS; }
-    __device__ __forceinline__ int num_tiles() const {
-        return tiles_of(rows[0]) + tiles_of(rows[1]) + tiles_of(rows[2]);
-    }
-    __device__ __forceinline__ Tile tile(int index) const {
-        const int tiles0 = tiles_of(rows[0]), tiles1 = tiles_of(rows[1]);
-        if (index >= tiles0 + tiles1) {
-            return {weight[2], scales[2], (index - tiles0 - tiles1) * ROWS, rows[2], rows[0] + rows[1]};
-        }
-        if (index >= tiles0) return {weight[1], scales[1], (index - tiles0) * ROWS, rows[1], rows[0]};
-        return {weight[0], scales[0], index * ROWS, rows[0], 0};
-    }
-};
-
 extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
 gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weight1,
      const W_T* __restrict__ weight2, const OUT_T* __restrict__ bias, OUT_T* out, int rows0, int rows1,
      int rows2, int m, int k, int out_stride, const f32_t* x_scales, const f32_t* __restrict__ scales0,
      const f32_t* __restrict__ scales1, const f32_t* __restrict__ scales2, int first_x, int x_scales_stride) {
     __shared__ float sums[WARPS][GROUPS][8][8];
-    const Parts parts = {{weight0, weight1, weight2}, {scales0, scales1, scales2}, {rows0, rows1, rows2}};
+    // A part's rows of weight are the columns of `out` from its own on.
+    const WeightParts<const W_T*, ROWS> parts = {
+        {weight0, weight1, weight2}, {scales0, scales1, scales2}, {rows0, rows1, rows2}};
     const int num_tiles = parts.num_tiles();
 
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -145,7 +121,7 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
     int load_tile = blockIdx.x, load_slab = warp * SLAB, left = k - from;
     const W_T* next_w[GROUPS];
     const auto begin_tile = [&] {
-        const Tile tile = parts.tile(load_tile);
+        const auto tile = parts.tile(load_tile);
 #pragma unroll
         for (int group = 0; group < GROUPS; group++) {
             next_w[group] = tile.weight + (size_t)min(tile.first_row + group * 8 + row, tile.num_rows - 1) * k + from;
@@ -181,7 +157,7 @@ gemv(const W_T* x, const W_T* __restrict__ weight0, const W_T* __restrict__ weig
     go_on();
 
     for (int index = blockIdx.x; index < num_tiles; index += gridDim.x) {
-        const Tile tile = parts.tile(index);
+        const auto tile = parts.tile(index);
         float acc[GROUPS][2][4] = {};
 #if SCALED
         const int x_row = first_x + min(row, m - 1), num_blocks = (k + 127) / 128;

@@ -11,17 +11,20 @@
 // depend on its row of x, its row of weight, k and split alone.
 //
 // Needs: k, each part's number of rows and out_stride are multiples of 16, all addresses of 16 bytes, x_scales_stride of 4; m is 1 to
-// X_ROWS. Columns beyond the last, and rows of x, are zeros by their maps.
+// X_ROWS, and the rows of x's box. Columns beyond the last, and rows of weight, are zeros by their maps. Rows of x beyond m aren't
+// brought (a box that ends outside takes longer than a whole one): whatever lies there is multiplied, and not stored.
 // Shared memory: `stages` places of STAGE_BYTES, as many rows of scales, and a KiB to begin at a multiple of 1024 bytes.
 // Bound: bytes of weight at 4.5 TB/s on an H200. x adds X_ROWS / 64 of that from the level-2 cache.
 // Numerics: without scales, sums stay in the tensor cores, which keep some 14 bits; with scales, those of 128 columns do.
-// Registers: 38 to 100, no spills.
+// Registers: 38 to 100, no spills; 157 for 128 rows of x, which are there with scales alone: without, cuBLASLt is quicker.
 // Dropped: 128 rows of weight to a tile (o, 4096 x 4096, took 7.0 us at 32 rows of x, 6.5 with 64: x is read half as often, but the
-// tiles don't come out even); sums of 128 columns in two parts, of which one is scaled while the other is multiplied, which gained
-// nothing at all; 128 rows of x, which read as much x as weights: cuBLASLt is quicker then.
+// tiles don't come out even); sums of 128 columns in two parts, of which one is scaled while the other is multiplied, and x that one
+// block of two or four brings for all of them, which gained nothing at all; 128 rows of x to two warpgroups, which gained 6 % for o,
+// lost 4 % for qkv and needs a ring of its own for 64.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "cluster.cuh"
 #include "hopper.cuh"
+#include "weight_parts.cuh"
 
 #define COLUMNS 128
 #define CONSUMERS 128
@@ -34,13 +37,6 @@
 #define SUMS_STRIDE (W_ROWS + 4)
 static_assert(2 * STAGE_BYTES >= X_ROWS * SUMS_STRIDE * 4, "sums fit");
 
-// Rows of weight of one part, which are columns of `out` from `column` on.
-struct Tile {
-    const TensorMap* weight;
-    const f32_t* scales;
-    int first_row, num_rows, column;
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, MAX_BLOCKS_PER_SM)
 skinny(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight0,
        const __grid_constant__ TensorMap weight1, const __grid_constant__ TensorMap weight2, OUT_T* out, int rows0, int rows1,
@@ -52,11 +48,9 @@ skinny(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap we
     const int rank = blockIdx.x % split, index = blockIdx.x / split;
     const int num_blocks = (k + COLUMNS - 1) / COLUMNS;
     const int first = num_blocks * rank / split, num = num_blocks * (rank + 1) / split - first;
-    const int tiles0 = (rows0 + W_ROWS - 1) / W_ROWS, tiles1 = (rows1 + W_ROWS - 1) / W_ROWS;
-    Tile tile = {&weight0, scales0, index * W_ROWS, rows0, 0};
-    if (index >= tiles0) tile = {&weight1, scales1, (index - tiles0) * W_ROWS, rows1, rows0};
-    if (index >= tiles0 + tiles1) tile = {&weight2, scales2, (index - tiles0 - tiles1) * W_ROWS, rows2, rows0 + rows1};
-    tile.column += tile.first_row;
+    const WeightParts<const TensorMap*, W_ROWS> parts = {
+        {&weight0, &weight1, &weight2}, {scales0, scales1, scales2}, {rows0, rows1, rows2}};
+    const auto tile = parts.tile(index);
 
     const u32_t ring = (shared_address(shared) + 1023) & ~1023u;
     const auto weights_at = [&](int place) { return ring + place * STAGE_BYTES; };
@@ -67,7 +61,7 @@ skinny(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap we
     u8_t* const ring_bytes = shared + (ring - shared_address(shared));
 
     const auto bring_weights = [&](int i, int place) {
-        mbarrier_arrive_expect(full_at(place), STAGE_BYTES + (SCALED ? x_scale_bytes : 0));
+        mbarrier_arrive_expect(full_at(place), WEIGHT_BYTES + m * COLUMNS + (SCALED ? x_scale_bytes : 0));
         copy_box_once(weights_at(place), *tile.weight, (first + i) * COLUMNS, tile.first_row, full_at(place));
     };
     const auto bring_x = [&](int i, int place) {
@@ -188,7 +182,7 @@ skinny(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap we
             }
             pack.set(at, sum);
         }
-        store_pack(out + (size_t)row * out_stride + tile.column + column, pack);
+        store_pack(out + (size_t)row * out_stride + tile.part_column + tile.first_row + column, pack);
     }
     // Shared memory stays until all have read it.
     if (split > 1) {

@@ -54,8 +54,17 @@ impl Problem {
         let n: usize = self.parts.iter().map(|part| part.shape()[0]).sum();
         let weight: Vec<View<'_>> = self.parts.iter().map(Tensor::view).collect();
         let mut out = zeros(device, dtype, &[rows.len(), n]);
-        let scales = self.scales.as_ref().map(|(x, parts)| (x, parts.iter().map(Tensor::view).collect::<Vec<_>>()));
-        let scales = scales.as_ref().map(|(x, weight)| BlockScales { x: x.view(), weight });
+        let of_x = self.scales.as_ref().filter(|_| rows.len() < self.x.shape()[0]).map(|(x, _)| {
+            let len = group_stride(rows.len());
+            let own = |group: &[f32]| group[rows.clone()].iter().copied().chain([0.0; 4]).take(len).collect::<Vec<_>>();
+            let groups: Vec<Vec<f32>> = load(x).chunks(x.shape()[1]).map(own).collect();
+            tensor(device, &groups.concat(), &[groups.len(), len])
+        });
+        let scales = self
+            .scales
+            .as_ref()
+            .map(|(x, parts)| (of_x.as_ref().unwrap_or(x).view(), parts.iter().map(Tensor::view).collect::<Vec<_>>()));
+        let scales = scales.as_ref().map(|(x, weight)| BlockScales { x: *x, weight });
         let x = self.x.rows(rows).unwrap();
         linear(device.stream(), Linear { x, weight: &weight, bias: None, scales, out: out.view_mut().unwrap() })?;
         Ok(load(&out))
@@ -65,15 +74,16 @@ impl Problem {
     fn plain(&self) -> (Vec<f32>, f64) {
         let [m, k] = [self.x.shape()[0], self.x.shape()[1]];
         let (x, groups) = (load64(&self.x), k.div_ceil(GROUP));
+        let scales = self.scales.as_ref().map(|(x, weight)| (load(x), weight.iter().map(load).collect::<Vec<_>>()));
+        let weights: Vec<Vec<f64>> = self.parts.iter().map(load64).collect();
         let (mut out, mut largest) = (Vec::new(), 0.0_f64);
         for i in 0..m {
-            for (p, part) in self.parts.iter().enumerate() {
-                let weight = load64(part);
+            for (p, (part, weight)) in self.parts.iter().zip(&weights).enumerate() {
                 for j in 0..part.shape()[0] {
                     let scale = |c: usize| {
-                        self.scales.as_ref().map_or(1.0, |(of_x, of_weight)| {
-                            let x = load(of_x)[c / GROUP * group_stride(m) + i];
-                            f64::from(x) * f64::from(load(&of_weight[p])[j / GROUP * groups + c / GROUP])
+                        scales.as_ref().map_or(1.0, |(of_x, of_weight)| {
+                            let x = of_x[c / GROUP * group_stride(m) + i];
+                            f64::from(x) * f64::from(of_weight[p][j / GROUP * groups + c / GROUP])
                         })
                     };
                     let (mut sum, mut size) = (0.0, 0.0);
@@ -152,7 +162,7 @@ fn a_few_dozen_rows_of_any_shape(device: &Device) {
         return;
     }
     // Parts that end within a tile, a block of scales and at their ends, or have no rows; sums that are shorter than a block of
-    // scales, end within one, or are shared on Hopper by two blocks of the card and by four, alike or not; as many rows as there are
+    // scales, end within one, or are shared on Hopper by two to four blocks of the card, alike or not; as many rows as there are
     // columns of the product, and fewer.
     let shapes: [([usize; 2], &[usize]); 9] = [
         ([9, 16], &[16]),
@@ -170,7 +180,7 @@ fn a_few_dozen_rows_of_any_shape(device: &Device) {
     }
     // Of the parts only the last one may end within a block of scales. Rows are a multiple of 4, and of some there is more than a
     // launch of them.
-    let shapes: [([usize; 2], &[usize]); 8] = [
+    let shapes: [([usize; 2], &[usize]); 12] = [
         ([12, 512], &[16]),
         ([16, 2064], &[128, 80]),
         ([20, 1040], &[128, 80]),
@@ -179,6 +189,10 @@ fn a_few_dozen_rows_of_any_shape(device: &Device) {
         ([64, 8192], &[64]),
         ([100, 400], &[208]),
         ([132, 400], &[16]),
+        ([12, 6160], &[3712, 80]),
+        ([68, 512], &[128, 80]),
+        ([128, 1040], &[384]),
+        ([124, 2048], &[128, 144]),
     ];
     for (dims, parts) in shapes {
         Problem::new(device, dims, parts, true).check(device);
@@ -199,12 +213,17 @@ fn a_few_dozen_rows_depend_on_themselves_alone(device: &Device) {
         println!("skipped: this GPU's library may choose another algorithm for other rows");
         return;
     }
-    // By four blocks, two, and one.
-    for (m, others) in [(16, [0..9, 3..14]), (32, [0..17, 8..32]), (64, [0..33, 20..60])] {
-        let problem = Problem::new(device, [m, 2048], &[64, 32], false);
+    let cases = [
+        (16, false, [0..9, 3..14]),
+        (32, false, [0..17, 8..32]),
+        (64, false, [0..33, 20..60]),
+        (128, true, [0..68, 44..124]),
+    ];
+    for (m, is_scaled, others) in cases {
+        let problem = Problem::new(device, [m, 2048], &[128, 32], is_scaled);
         let all = problem.run(device, 0..m, DType::BF16).unwrap();
         for rows in others {
-            let own = &all[rows.start * 96..rows.end * 96];
+            let own = &all[rows.start * 160..rows.end * 160];
             assert_bitwise_equal(&problem.run(device, rows, DType::BF16).unwrap(), own);
         }
     }
