@@ -68,12 +68,18 @@ enum Ours {
 
 /// The kernel of our own for a product, or `None` for cuBLASLt.
 fn plan(product: Product, num_sms: u32) -> Option<Ours> {
-    let Product { m, k, is_scaled, is_ours_alone, skinny_tiles, .. } = product;
+    let Product { m, n, k, is_scaled, is_ours_alone, skinny_tiles, .. } = product;
+    let gemv = gemv(product, num_sms);
     let size = skinny_tiles.map(|tiles| Size { m, tiles, k, is_scaled });
-    let is_for_skinny = |size: &Size| m > MAX_GEMV_ROWS && (m <= size.most_rows(num_sms) || is_ours_alone) && k != 0;
+    let is_for_skinny = |size: &Size| {
+        let is_slow = |gemv: Gemv| size.is_very_long() && !gemv.comes_out_even(n, num_sms);
+        let is_few = m <= MAX_GEMV_ROWS && gemv.is_some_and(is_slow);
+        let are_more = m > MAX_GEMV_ROWS && (m <= size.most_rows(num_sms) || is_ours_alone);
+        k != 0 && (is_few || are_more)
+    };
     match size.filter(is_for_skinny) {
         Some(size) => Some(Ours::Skinny(Skinny::new(size, num_sms))),
-        None => gemv(product, num_sms).map(Ours::Gemv),
+        None => gemv.map(Ours::Gemv),
     }
 }
 
@@ -98,6 +104,18 @@ impl Gemv {
     /// Blocks that a multiprocessor has at once.
     fn blocks_per_sm(self) -> usize {
         WARPS_PER_SM / self.warps as usize
+    }
+
+    /// Tiles of `n` rows of weight.
+    fn tiles(self, n: usize) -> usize {
+        n.div_ceil(self.groups * TILE_ROWS)
+    }
+
+    /// Whether all blocks have about as many tiles. `skinny_sm90.cu` has smaller shares, but ends later: where blocks wait for others
+    /// and sums are long, it is quicker.
+    fn comes_out_even(self, n: usize, num_sms: u32) -> bool {
+        let (tiles, blocks) = (self.tiles(n), num_sms as usize * self.blocks_per_sm());
+        tiles * 10 >= tiles.div_ceil(blocks) * blocks * 7
     }
 
     fn spec(self, weight: DType, out: DType, is_scaled: bool) -> KernelSpec {
@@ -361,7 +379,7 @@ fn launch(
 ) -> Result<(), DeviceError> {
     let Parts { x, weight, bias, scales } = parts;
     let (rows, [m, k]) = (parts.rows(), parts.sizes());
-    let tiles: usize = rows.iter().map(|rows| rows.div_ceil(gemv.groups * TILE_ROWS)).sum();
+    let tiles: usize = rows.into_iter().map(|rows| gemv.tiles(rows)).sum();
     let mut args = Args::new();
     args.ptr(x)?;
     for i in 0..MAX_PARTS {
@@ -429,7 +447,12 @@ mod tests {
         let many_tiles = |m| Product { skinny_tiles: Some(384), ..product(m, true, false) };
         assert_eq!(of(&many_tiles), [false, true, true, false, false, false]);
         assert_eq!(of(&|m| product(m, true, true)), [false, true, true, true, true, true]);
-        // A few rows, and without columns any number, are the other's.
+        // A few rows, and without columns any number, are the other's, unless its blocks have unlike shares of long sums: down of a
+        // 32B, but neither that of an 8B nor the queries, keys and values of either.
+        let takes_one_row =
+            |n, k| is_skinny(Product { n, k, skinny_tiles: Some(hopper::tiles(n)), ..product(1, false, false) });
+        let sizes = [(5120, 25_600), (4096, 12_288), (10_240, 5120), (6144, 4096)];
+        assert_eq!(sizes.map(|(n, k)| takes_one_row(n, k)), [true, false, false, false]);
         assert!(gemv(product(8, true, true)).is_some());
         assert!(gemv(Product { k: 0, ..product(20, false, false) }).is_some());
         // Another card, or operands that it doesn't take.

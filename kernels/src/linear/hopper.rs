@@ -81,6 +81,11 @@ impl Size {
         self.k.div_ceil(COLUMNS)
     }
 
+    /// Whether the sums are very long.
+    pub(super) fn is_very_long(self) -> bool {
+        self.steps() >= VERY_LONG_SUM
+    }
+
     /// The most rows of `x` that are quicker here than in cuBLASLt, whose products with scales for blocks take the longer the more
     /// columns there are, however few the weights.
     pub(super) fn most_rows(self, num_sms: u32) -> usize {
@@ -101,7 +106,7 @@ impl Skinny {
             let blocks = if split > 2 { size.tiles * split * 9 / 8 } else { size.tiles * split };
             blocks.div_ceil(num_sms).max(2)
         };
-        let is_very_long = steps >= VERY_LONG_SUM;
+        let is_very_long = size.is_very_long();
         // Two blocks for each tile may come out even; the time that scaling takes is better hidden by more of them.
         let pairs = num_sms * 7 / 8..=num_sms;
         if !size.is_scaled && pairs.contains(&(size.tiles * 2)) && (is_very_long || x_rows >= FEW_ROWS) {

@@ -30,7 +30,7 @@
 //!
 //! On CUDA, sums are float32 in an order that the algorithm chosen for the shape decides, and the tensor cores cut off
 //! what the CPU rounds: twice that error. A row's bits are the same for any `m` up to eight where `gemv.cu` is used,
-//! for 9 to 16, 17 to 32, 33 to 64 and 65 to 128 where `skinny_sm90.cu` is, and may differ between other numbers of rows. f32
+//! for up to 16, 17 to 32, 33 to 64 and 65 to 128 where `skinny_sm90.cu` is, and may differ between other numbers of rows. f32
 //! products are true float32 (no TF32). Partial sums are never rounded to bf16; with a bias and a bf16 `out`, cuBLASLt
 //! rounds the whole sum before it adds the bias.
 //!
@@ -45,9 +45,10 @@
 //!
 //! # CUDA implementation
 //! Up to eight rows of bf16 or FP8 with `k` a multiple of 8 (16) are multiplied by `gemv.cu`, up to 64 rows of FP8 into bf16
-//! on Hopper by `skinny_sm90.cu` (up to 128 with block scales and few weights), which stream all parts in one launch; all
-//! others by cuBLASLt, one product for each part into its columns of `out`. Block scales over sums that are no multiple of
-//! 512 it doesn't take: they stay with these two, however many rows there are.
+//! on Hopper by `skinny_sm90.cu` (up to 128 with block scales and few weights, and up to eight where the other's blocks have
+//! unlike shares of long sums), which stream all parts in one launch; all others by cuBLASLt, one product for each part into
+//! its columns of `out`. Block scales over sums that are no multiple of 512 it doesn't take: they stay with these two,
+//! however many rows there are.
 
 mod cpu;
 mod cuda;

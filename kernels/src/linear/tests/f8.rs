@@ -142,6 +142,9 @@ fn blocks_are_scaled(device: &Device) {
     Problem::new(device, [7, 512], &[2560, 2048], true).check(device);
     // Sums that the library doesn't take.
     Problem::new(device, [21, 256], &[256, 128], true).check(device);
+    // Long sums, and tiles of weights that don't come out even on an H200.
+    Problem::new(device, [1, 6272], &[2560], true).check(device);
+    Problem::new(device, [5, 6272], &[2304, 256], false).check(device);
     // Blocks that are cut off, which our own kernels take.
     Problem::new(device, [8, 400], &[200], true).check(device);
 }
