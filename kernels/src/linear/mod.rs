@@ -139,7 +139,7 @@ impl Linear<'_> {
 ///
 /// `other_weights` are parts of the same shapes, of the model's other layers: they are taken in turn, so that none
 /// comes from a cache. `out` holds nothing of use afterwards. Waits for the GPU and takes up to seconds: for the start
-/// of a program, before anything is captured.
+/// of a program, before anything is captured. Nothing else may be given to the stream meanwhile.
 ///
 /// # Errors
 /// As [`linear`].

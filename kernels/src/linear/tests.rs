@@ -183,6 +183,9 @@ fn more_rows_of_weights_than_run_at_once_agree_with_float64(device: &Device) {
 }
 
 fn tuned_projections_agree_with_float64(device: &Device) {
+    // A stream that other tests don't use: tuning records it.
+    let own = device.is_cuda().then(|| Device::cuda(0).unwrap());
+    let device = own.as_ref().unwrap_or(device);
     for (m, k, parts) in [(24, 256, &[130, 62][..]), (3, 64, &[40])] {
         let problem = Problem::new(device, decoder(device), m, k, parts, true);
         let weight: Vec<View<'_>> = problem.parts.iter().map(Tensor::view).collect();
