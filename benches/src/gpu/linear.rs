@@ -9,7 +9,7 @@ use super::ceilings::Cost;
 use super::operands::Rotation;
 use super::shapes::{BF16, HEAD_DIM, HEADS, HIDDEN, INNER, QKV, VOCAB};
 
-const ROWS: [usize; 10] = [1, 4, 8, 16, 32, 64, 128, 256, 1280, 8192];
+const ROWS: [usize; 12] = [1, 4, 8, 16, 32, 40, 64, 72, 128, 256, 1280, 8192];
 /// So few that the operator has a kernel of its own for bf16, which is compared with cuBLASLt.
 const GEMV_ROWS: usize = 8;
 /// No step has more rows that sample.

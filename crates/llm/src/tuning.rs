@@ -7,7 +7,8 @@ use crate::projection::Projection;
 use crate::projection_input::ProjectionInput;
 use crate::{Decoder, LlmError, Workspace};
 
-/// The fewest rows that are tuned for: below, a kernel of our own needs no choice, and for FP8 on Hopper up to 64.
+/// The fewest rows that are tuned for: below, a kernel of our own needs no choice, and for FP8 on Hopper up to 64, with block scales
+/// and few weights up to 128.
 const FEWEST_ROWS: usize = 16;
 /// From so many rows on a product's time hangs on how its tiles fill the card, and three numbers of rows between one power of two
 /// and the next are tuned for as well; below, it hangs on reading weights.

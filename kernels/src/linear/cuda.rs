@@ -50,7 +50,7 @@ struct Product {
     k: usize,
     /// Whether there are scales by block.
     is_scaled: bool,
-    /// Scales by block that the library doesn't take: our own kernel does all rows, eight at a time.
+    /// Scales by block that the library doesn't take: our own kernels do all rows, as many at a time as a launch of theirs has.
     is_ours_alone: bool,
     x: DType,
     /// Whether activations and weights begin at multiples of [`LOAD_BYTES`].
@@ -111,11 +111,11 @@ impl Gemv {
         n.div_ceil(self.groups * TILE_ROWS)
     }
 
-    /// Whether all blocks have about as many tiles. `skinny_sm90.cu` has smaller shares, but ends later: where blocks wait for others
-    /// and sums are long, it is quicker.
+    /// Whether most blocks have as many tiles as any. `skinny_sm90.cu` has smaller shares, but ends later: where blocks wait for
+    /// others and sums are long, it is quicker.
     fn comes_out_even(self, n: usize, num_sms: u32) -> bool {
         let (tiles, blocks) = (self.tiles(n), num_sms as usize * self.blocks_per_sm());
-        tiles * 10 >= tiles.div_ceil(blocks) * blocks * 7
+        tiles <= blocks || tiles * 10 >= tiles.div_ceil(blocks) * blocks * 7
     }
 
     fn spec(self, weight: DType, out: DType, is_scaled: bool) -> KernelSpec {
@@ -447,12 +447,16 @@ mod tests {
         let many_tiles = |m| Product { skinny_tiles: Some(384), ..product(m, true, false) };
         assert_eq!(of(&many_tiles), [false, true, true, false, false, false]);
         assert_eq!(of(&|m| product(m, true, true)), [false, true, true, true, true, true]);
-        // A few rows, and without columns any number, are the other's, unless its blocks have unlike shares of long sums: down of a
-        // 32B, but neither that of an 8B nor the queries, keys and values of either.
-        let takes_one_row =
-            |n, k| is_skinny(Product { n, k, skinny_tiles: Some(hopper::tiles(n)), ..product(1, false, false) });
-        let sizes = [(5120, 25_600), (4096, 12_288), (10_240, 5120), (6144, 4096)];
-        assert_eq!(sizes.map(|(n, k)| takes_one_row(n, k)), [true, false, false, false]);
+        // A few rows, and without columns any number, are the other's, unless its blocks have unlike shares of long sums: down and o
+        // of a 32B, but not down of an 8B or a 4B, nor shorter sums.
+        let takes_few = |m, n, k, is_scaled| {
+            is_skinny(Product { n, k, skinny_tiles: Some(hopper::tiles(n)), ..product(m, is_scaled, false) })
+        };
+        let sizes = [(5120, 25_600), (5120, 8192), (4096, 12_288), (2560, 9728), (5120, 4096)];
+        for (m, is_scaled) in [(1, false), (8, false), (1, true), (8, true)] {
+            let taken = sizes.map(|(n, k)| takes_few(m, n, k, is_scaled));
+            assert_eq!(taken, [true, true, false, false, false], "{m} {is_scaled}");
+        }
         assert!(gemv(product(8, true, true)).is_some());
         assert!(gemv(Product { k: 0, ..product(20, false, false) }).is_some());
         // Another card, or operands that it doesn't take.

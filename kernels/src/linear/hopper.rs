@@ -35,11 +35,10 @@ const MAX_BLOCK_BYTES: usize = 227 << 10;
 const RING_ALIGNMENT: usize = 1024;
 /// What a block has beside its ring: the system's share, barriers, and what is lost before the ring.
 const OTHER_BYTES: usize = 1024 + 256 + RING_ALIGNMENT;
-/// So many steps of [`COLUMNS`] are a long sum, worth a third block to a multiprocessor.
+
+/// So many steps of [`COLUMNS`] are a long sum, shared by so many blocks that a multiprocessor has three.
 const LONG_SUM: usize = 24;
 const VERY_LONG_SUM: usize = 2 * LONG_SUM;
-/// The fewest steps of a CUDA block, with 16 rows of `x` and with more.
-const SHORTEST_SUMS: [usize; 2] = [4, 8];
 /// The most steps for each multiprocessor that are quicker here than in cuBLASLt with more than [`FEW_ROWS`] rows of `x`.
 const MOST_STEPS: usize = 64;
 
@@ -107,16 +106,16 @@ impl Skinny {
             blocks.div_ceil(num_sms).max(2)
         };
         let is_very_long = size.is_very_long();
+        let shortest = shortest_sum(x_rows);
         // Two blocks for each tile may come out even; the time that scaling takes is better hidden by more of them.
-        let pairs = num_sms * 7 / 8..=num_sms;
-        if !size.is_scaled && pairs.contains(&(size.tiles * 2)) && (is_very_long || x_rows >= FEW_ROWS) {
+        let are_even = (num_sms * 7 / 8..=num_sms).contains(&(size.tiles * 2)) && steps >= 2 * shortest;
+        if !size.is_scaled && are_even && (is_very_long || x_rows >= FEW_ROWS) {
             return Self { x_rows, split: 2, blocks_per_sm: if is_very_long { 1 } else { 2 } };
         }
         // Each of three has more of its multiprocessor than each of four.
         if is_very_long && blocks_per_sm(3) == 2 && blocks_per_sm(4) > 2 {
             return Self { x_rows, split: 3, blocks_per_sm: 2 };
         }
-        let shortest = SHORTEST_SUMS[usize::from(x_rows > X_ROWS[0])];
         let most_blocks = if steps < LONG_SUM { 2 } else { max_blocks_per_sm(x_rows) };
         let is_good = |&split: &usize| blocks_per_sm(split) <= most_blocks && steps >= split * shortest;
         let split = [MAX_SPLIT, 2].into_iter().find(is_good).unwrap_or(1);
@@ -135,6 +134,11 @@ impl Skinny {
         let stages = (bytes / stage).min(MAX_STAGES);
         (stages, stages * stage)
     }
+}
+
+/// The fewest steps of a CUDA block of several.
+fn shortest_sum(x_rows: usize) -> usize {
+    if x_rows > 16 { 8 } else { 4 }
 }
 
 /// Blocks of a multiprocessor at most, for which registers are kept.
@@ -246,12 +250,13 @@ mod tests {
     #[test]
     fn any_product_has_a_split_that_leaves_each_block_columns() {
         for (m, n) in
-            [9, 20, 64, 100].into_iter().flat_map(|m| [16, 64, 80, 1024, 5120, 51_200, 1 << 20].map(|n| (m, n)))
+            [9, 20, 64, 100].into_iter().flat_map(|m| [16, 64, 80, 1024, 4096, 5120, 51_200, 1 << 20].map(|n| (m, n)))
         {
             for (k, is_scaled) in [16, 128, 400, 1024, 4096, 29_568].into_iter().flat_map(|k| [(k, true), (k, false)]) {
                 let size = Size { is_scaled, ..size(m, n, k) };
                 let Skinny { x_rows, split, blocks_per_sm } = Skinny::new(size, H200_SMS);
-                assert!(split == 1 || size.steps() / split >= SHORTEST_SUMS[0], "{m} {n} {k}");
+                assert!(split == 1 || size.steps() / split >= shortest_sum(x_rows), "{m} {n} {k}");
+                assert!(variants().any(|variant| variant == spec(x_rows, is_scaled)), "{m} {n} {k}");
                 assert!((1..=MAX_SPLIT).contains(&split) && (1..=max_blocks_per_sm(x_rows)).contains(&blocks_per_sm));
             }
         }

@@ -2,7 +2,8 @@
 // weight have a scale for each 1 x 128 and 128 x 128 elements.
 //
 // Weights are read once, at the speed of memory, as in gemv.cu, whose place this takes where there are more rows than its instruction
-// has. Rows of weight are the rows of wgmma's products and rows of x their columns: the fewer there are, the smaller the products.
+// has, or its blocks have unlike shares of long sums. Rows of weight are the rows of wgmma's products and rows of x their columns: the
+// fewer there are, the smaller the products.
 //
 // Grid: a cluster of `split` blocks for each tile of 64 rows of weight, which share its columns, in blocks of 128 as scales have them.
 // All run at once if they can, several to a multiprocessor. Block: a warpgroup that multiplies, and a warp that brings weights and x
@@ -14,7 +15,7 @@
 // X_ROWS, and the rows of x's box. Columns beyond the last, and rows of weight, are zeros by their maps. Rows of x beyond m aren't
 // brought (a box that ends outside takes longer than a whole one): whatever lies there is multiplied, and not stored.
 // Shared memory: `stages` places of STAGE_BYTES, as many rows of scales, and a KiB to begin at a multiple of 1024 bytes.
-// Bound: bytes of weight at 4.5 TB/s on an H200. x adds X_ROWS / 64 of that from the level-2 cache.
+// Bound: bytes of weight at 4.5 TB/s on an H200. x adds m / 64 of that from the level-2 cache.
 // Numerics: without scales, sums stay in the tensor cores, which keep some 14 bits; with scales, those of 128 columns do.
 // Registers: 38 to 100, no spills; 157 for 128 rows of x, which are there with scales alone: without, cuBLASLt is quicker.
 // Dropped: 128 rows of weight to a tile (o, 4096 x 4096, took 7.0 us at 32 rows of x, 6.5 with 64: x is read half as often, but the
