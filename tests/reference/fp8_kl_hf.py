@@ -83,11 +83,16 @@ def rounded(x, dims):
     return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
 
+def linear_layers(model):
+    """The decoder layers' products, with their names: what an FP8 checkpoint has quantised."""
+    for name, module in model.named_modules():
+        if type(module) is torch.nn.Linear and not any(part in name for part in KEPT):
+            yield name, module
+
+
 def emulate(model):
     """Puts what FP8Linear computes in the place of the decoder layers' products."""
-    for name, module in model.named_modules():
-        if type(module) is not torch.nn.Linear or any(part in name for part in KEPT):
-            continue
+    for _, module in linear_layers(model):
         n, k = module.weight.shape
         blocks = module.weight.data.float().reshape(n // BLOCK, BLOCK, k // BLOCK, BLOCK)
         weight = rounded(blocks, (1, 3)).reshape(n, k)

@@ -14,7 +14,7 @@ import json
 import torch
 from transformers import AutoModelForImageTextToText
 
-from fp8_kl_hf import E4M3_MAX, KEPT, add_cases, chosen_cases, run
+from fp8_kl_hf import E4M3_MAX, add_cases, chosen_cases, linear_layers, run
 
 
 def main():
@@ -33,9 +33,8 @@ def main():
 
         return hook
 
-    for name, module in model.named_modules():
-        if type(module) is torch.nn.Linear and not any(part in name for part in KEPT):
-            module.register_forward_pre_hook(record(name))
+    for name, module in linear_layers(model):
+        module.register_forward_pre_hook(record(name))
     for inputs, num_tokens in chosen:
         run(model, inputs, num_tokens)
     with open(args.out, "w") as file:

@@ -50,13 +50,18 @@ struct Product {
     k: usize,
     /// Whether there are scales by block.
     is_scaled: bool,
-    /// Scales by block that the library doesn't take: our own kernels do all rows, as many at a time as a launch of theirs has.
-    is_ours_alone: bool,
     x: DType,
     /// Whether activations and weights begin at multiples of [`LOAD_BYTES`].
     is_aligned: bool,
     /// Tiles of the weights for Hopper's own kernel; `None` for operands or a card that it isn't for.
     skinny_tiles: Option<usize>,
+}
+
+impl Product {
+    /// Scales by block that the library doesn't take: our own kernels do all rows, as many at a time as a launch of theirs has.
+    fn is_ours_alone(&self) -> bool {
+        self.is_scaled && !self.k.is_multiple_of(BLOCKS_MULTIPLE)
+    }
 }
 
 /// A kernel of our own.
@@ -68,13 +73,13 @@ enum Ours {
 
 /// The kernel of our own for a product, or `None` for cuBLASLt.
 fn plan(product: Product, num_sms: u32) -> Option<Ours> {
-    let Product { m, n, k, is_scaled, is_ours_alone, skinny_tiles, .. } = product;
+    let Product { m, n, k, is_scaled, skinny_tiles, .. } = product;
     let gemv = gemv(product, num_sms);
     let size = skinny_tiles.map(|tiles| Size { m, tiles, k, is_scaled });
     let is_for_skinny = |size: &Size| {
         let is_slow = |gemv: Gemv| size.is_very_long() && !gemv.comes_out_even(n, num_sms);
         let is_few = m <= MAX_GEMV_ROWS && gemv.is_some_and(is_slow);
-        let are_more = m > MAX_GEMV_ROWS && (m <= size.most_rows(num_sms) || is_ours_alone);
+        let are_more = m > MAX_GEMV_ROWS && (m <= size.most_rows(num_sms) || product.is_ours_alone());
         k != 0 && (is_few || are_more)
     };
     match size.filter(is_for_skinny) {
@@ -85,11 +90,11 @@ fn plan(product: Product, num_sms: u32) -> Option<Ours> {
 
 /// The launch of `gemv.cu`, if it takes the product.
 fn gemv(product: Product, num_sms: u32) -> Option<Gemv> {
-    let Product { m, n, k, is_ours_alone, x, is_aligned, .. } = product;
+    let Product { m, n, k, x, is_aligned, .. } = product;
     let load_len = LOAD_BYTES / x.size_bytes();
     let can_load = x != DType::F32 && is_aligned && k.is_multiple_of(load_len) && k <= MAX_COLUMNS;
     // Without columns nothing is loaded, and cuBLASLt refuses.
-    if k != 0 && ((m > MAX_GEMV_ROWS && !is_ours_alone) || !can_load) {
+    if k != 0 && ((m > MAX_GEMV_ROWS && !product.is_ours_alone()) || !can_load) {
         return None;
     }
     let num_sms = num_sms as usize;
@@ -194,9 +199,8 @@ impl Linear<'_> {
             are_aligned &= is_aligned(operand)?;
         }
         let is_scaled = self.scales.is_some();
-        let is_ours_alone = is_scaled && !k.is_multiple_of(BLOCKS_MULTIPLE);
         let skinny_tiles = if are_aligned && hopper::serves(stream) { self.skinny_tiles(k)? } else { None };
-        Ok(Product { m, n, k, is_scaled, is_ours_alone, x, is_aligned: are_aligned, skinny_tiles })
+        Ok(Product { m, n, k, is_scaled, x, is_aligned: are_aligned, skinny_tiles })
     }
 
     /// Tiles of the weights for Hopper's own kernel, if types, sizes and addresses are such as it takes.
@@ -223,7 +227,7 @@ pub(super) fn linear(stream: &CudaStream, mut args: Linear<'_>) -> Result<(), Op
     if product.m == 0 || product.n == 0 {
         return Ok(());
     }
-    let by_blocks = args.scales.is_some() && product.m > MAX_GEMV_ROWS && !product.is_ours_alone;
+    let by_blocks = product.is_scaled && product.m > MAX_GEMV_ROWS && !product.is_ours_alone();
     if by_blocks && !product.m.is_multiple_of(group_stride(1)) {
         return Err(OP.bad_shape(
             "x",
@@ -348,6 +352,11 @@ impl<'a> Parts<'a> {
         std::array::from_fn(|i| self.weight.get(i).map_or(0, num_rows))
     }
 
+    /// The launch's first row of `x` among those that have block scales, and the numbers in a row of those; 0 without any.
+    pub(super) fn x_scales_place(&self) -> (usize, usize) {
+        self.scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()))
+    }
+
     /// The scales of each part.
     pub(super) fn part_scales(&self) -> [Option<&View<'a>>; MAX_PARTS] {
         std::array::from_fn(|i| self.scales.as_ref().and_then(|scales| scales.weight.get(i)))
@@ -394,7 +403,7 @@ fn launch(
     for of_part in parts.part_scales() {
         args.ptr_or_null(of_part)?;
     }
-    let (first, stride) = scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()));
+    let (first, stride) = parts.x_scales_place();
     args.usize_as_i32(first)?.usize_as_i32(stride)?;
     // Blocks stay, and go from tile to tile.
     let blocks = tiles.min(stream.num_sms() as usize * gemv.blocks_per_sm());
@@ -412,16 +421,8 @@ mod tests {
     use super::*;
 
     const H200_SMS: u32 = 132;
-    const QKV: Product = Product {
-        m: 1,
-        n: 6144,
-        k: 4096,
-        is_scaled: false,
-        is_ours_alone: false,
-        x: DType::BF16,
-        is_aligned: true,
-        skinny_tiles: None,
-    };
+    const QKV: Product =
+        Product { m: 1, n: 6144, k: 4096, is_scaled: false, x: DType::BF16, is_aligned: true, skinny_tiles: None };
 
     fn gemv(product: Product) -> Option<(usize, u32)> {
         match plan(product, H200_SMS) {
@@ -432,11 +433,12 @@ mod tests {
 
     #[test]
     fn a_few_dozen_rows_of_fp8_take_hoppers_own_kernel() {
+        // What is ours alone are scaled sums that are no multiple of 512.
         let product = |m, is_scaled, is_ours_alone| Product {
             m,
+            k: if is_ours_alone { QKV.k + 128 } else { QKV.k },
             x: DType::F8E4M3,
             is_scaled,
-            is_ours_alone,
             skinny_tiles: Some(hopper::tiles(QKV.n)),
             ..QKV
         };

@@ -185,7 +185,7 @@ pub(super) fn launch(
         args.usize_as_i32(rows)?;
     }
     args.usize_as_i32(m)?.usize_as_i32(k)?.usize_as_i32(out_stride)?;
-    let (first, stride) = scales.as_ref().map_or((0, 0), |scales| (scales.first, scales.x.shape().row_len()));
+    let (first, stride) = parts.x_scales_place();
     let of_rows = scales.as_ref().map(PartScales::of_rows).transpose()?;
     args.ptr_or_null(of_rows.as_ref())?;
     for of_part in parts.part_scales() {
